@@ -17,10 +17,10 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fontTools import subset
-from fontTools.pens.cu2quPen import Cu2QuPen
-from fontTools.pens.ttGlyphPen import TTGlyphPen
-from fontTools.ttLib import TTCollection, TTFont, newTable
+from fontTools import subset  # type: ignore[import-untyped]
+from fontTools.pens.cu2quPen import Cu2QuPen  # type: ignore[import-untyped]
+from fontTools.pens.ttGlyphPen import TTGlyphPen  # type: ignore[import-untyped]
+from fontTools.ttLib import TTCollection, TTFont, newTable  # type: ignore[import-untyped]
 from fpdf import FPDF
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +69,10 @@ class Source:
         return self.meta["lang"].startswith("zh")
 
 
+def page_number(lang: str, number: int) -> str:
+    return f"第 {number} 页" if lang.startswith("zh") else f"Page {number}"
+
+
 def read_source(path: Path) -> Source:
     """Read `key: value` lines, then a small part of Markdown: headings, paragraphs, steps, notes and tables."""
     text = path.read_text(encoding="utf-8")
@@ -95,7 +99,8 @@ def read_source(path: Path) -> Source:
             blocks.append(Block("p", line))
         elif blocks and blocks[-1].kind == "table":
             blocks[-1].text = "closed"
-    return Source(path.stem, meta, blocks, text + "第页 Page 0123456789")
+    characters = text + page_number(meta["lang"], 1234567890)
+    return Source(path.stem, meta, blocks, characters)
 
 
 # ---------------------------------------------------------------- fonts
@@ -209,9 +214,9 @@ class Book(FPDF):
         self.source = source
         red, green, blue = (int(part) for part in source.meta["accent"].split())
         self.accent = (red, green, blue)
-        self.size = 10.0 if source.chinese else 9.6
-        self.leading = 5.75 if source.chinese else 4.75
-        self.chapter = ""
+        self.size = 11.0 if source.chinese else 10.5
+        self.leading = 6.7 if source.chinese else 5.4
+        self.chapter = self.previous = ""
         self.set_creation_date(CREATED)
         self.set_producer("docduet scripts/make_samples.py")
         self.set_title(source.meta["title"])
@@ -220,6 +225,7 @@ class Book(FPDF):
         self.set_lang(source.meta["lang"])
         self.set_margins(MARGIN, 26.0)
         self.set_auto_page_break(False)
+        self.c_margin = 0.0
         self.add_font("body", "", regular)
         self.add_font("body", "B", bold)
 
@@ -236,8 +242,7 @@ class Book(FPDF):
     def footer(self) -> None:
         self.set_xy(MARGIN, -15)
         self.ink("", 8, GREY)
-        number = f"第 {self.page_no()} 页" if self.source.chinese else f"Page {self.page_no()}"
-        self.cell(w=TEXT_WIDTH, h=5, text=number, align="C")
+        self.cell(w=TEXT_WIDTH, h=5, text=page_number(self.source.meta["lang"], self.page_no()), align="C")
 
     def ink(self, style: str, size: float, colour: tuple[int, int, int]) -> None:
         self.set_font("body", style, size)
@@ -276,7 +281,9 @@ class Book(FPDF):
     def table_block(self, rows: list[list[str]]) -> None:
         size, leading, pad = self.size - 0.9, self.leading - 0.55, 2.2
         self.ink("B", size, INK)
-        natural = [max(self.get_string_width(cell) for cell in column) + 2 * pad + 1 for column in zip(*rows, strict=True)]
+        natural = [
+            max(self.get_string_width(cell) for cell in column) + 2 * pad + 1 for column in zip(*rows, strict=True)
+        ]
         limit = TEXT_WIDTH * 0.45
         natural = [min(width, limit) if sum(natural) > TEXT_WIDTH else width for width in natural]
         widths = [width * TEXT_WIDTH / sum(natural) for width in natural]
@@ -311,6 +318,9 @@ class Book(FPDF):
         self.set_xy(MARGIN, 48)
 
     def block(self, block: Block) -> None:
+        if self.previous == "step" and block.kind == "p":
+            self.ln(1.2)
+        self.previous = block.kind
         if block.kind == "h1":
             self.chapter = block.text
             self.add_page()

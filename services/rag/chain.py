@@ -6,7 +6,7 @@ dictionaries that add up to the invoked one: first ``standalone_question``, then
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -149,7 +149,8 @@ class Chain:
             max_tokens=_control("max_tokens", MaxTokens, "Length of the answer (16 to 4096)"),
             mode=_control("mode", Mode, "hybrid, dense or lexical"),
         )
-        chain = (
+        # LangServe documents and checks with these models; what flows are plain dictionaries.
+        chain: Runnable[Any, Any] = (
             options
             | RunnableLambda(self._condense, name="condense")
             | RunnableLambda(self._retrieve, name="retrieve")
@@ -219,9 +220,9 @@ class Chain:
                 state = chunk["state"]
                 citer = _Citer(state["passages"], state["standalone"])
                 yield AddableDict(standalone_question=state["standalone"])
-                continue
             assert citer is not None
-            for piece, sentence in splitter.feed(markers.feed(chunk["text"])):
+            # Invoked instead of streamed, the answer step's chunks arrive added up: state and text in one.
+            for piece, sentence in splitter.feed(markers.feed(chunk.get("text", ""))):
                 if text := piece + (citer.marker(sentence) if sentence else ""):
                     yield AddableDict(answer=text)
         assert state is not None
@@ -346,7 +347,7 @@ def chat_chain(rag: Runnable[Any, Any]) -> Runnable[Any, Any]:
     return chain.with_types(input_type=ChatInput, output_type=str).with_config(run_name="chat")
 
 
-def messages_to_input(messages: list[BaseMessage]) -> dict[str, Any]:
+def messages_to_input(messages: Sequence[BaseMessage]) -> dict[str, Any]:
     """The last human message is the question; those before it make the history."""
     spoken = [m for m in messages if isinstance(m, HumanMessage | AIMessage)]
     if not spoken or not isinstance(spoken[-1], HumanMessage):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from services.rag.documents.chunking import sentences
 from services.rag.store.lexical import content_terms
 
-# Share of an answer sentence's content terms that a quote must hold. Measured on the samples' questions: right quotes
-# score above 0.7, chance overlap stays below 0.4.
+# Share of an answer sentence's content terms that a quote must hold. A quoted fact holds nearly all of them, a paraphrase
+# more than half; sentences that merely share the question's topic stay below.
 SUPPORT_THRESHOLD = 0.5
 # A quote is at most this many neighbouring sentences.
 QUOTE_SENTENCES = 2

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
 
     k: int = Field(default=4, ge=1, le=20)
     max_tokens: int = Field(default=512, ge=16, le=4096)
-    refusal_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    refusal_threshold: float = Field(default=0.13, ge=0.0, le=1.0)
     drain_seconds: float = Field(default=30.0, ge=0)
 
     @field_validator("api_keys", mode="before")

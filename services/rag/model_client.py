@@ -4,7 +4,7 @@ Its failures become this service's errors: unreachable, loading or full → 503;
 """
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -135,7 +135,7 @@ class ModelClient:
 
     async def stream(
         self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """The reply as it is generated. Closing the iterator closes the connection, which ends the generation."""
         chat = await self._chat()
         with self._translated():

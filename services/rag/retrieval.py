@@ -5,6 +5,7 @@ question (:func:`relevance`). The refusal threshold is a point on that scale.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from services.rag.documents.reflow import CJK
 from services.rag.errors import InvalidRequest
 from services.rag.store.catalog import Catalog, Chunk, Document
 from services.rag.store.chroma import VectorStore
@@ -25,6 +27,7 @@ MAX_QUERY_CHARACTERS = 8000
 # Reciprocal rank fusion's constant, from Cormack et al. (SIGIR 2009).
 RRF_K = 60
 CANDIDATES = 40
+_CJK_CHARACTER = re.compile(f"[{CJK}]")
 FILTER_FIELDS = ("document_id", "filename")
 
 
@@ -43,19 +46,25 @@ class Found:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Cosine similarity at which an unrelated and a right passage typically stand, per embedder."""
+    """A logistic model of relevance: weights of cosine similarity and of coverage, and the intercept.
 
-    unrelated: float
-    related: float
+    Embedders differ in where their similarities lie (e5's are squeezed into 0.75 to 0.95), so the weights belong to an
+    embedder. ``scripts/calibrate.py`` fits them on SQuAD-style files.
+    """
+
+    cosine: float
+    coverage: float
+    intercept: float
+    # For a passage in another language than the question, where no word can match.
+    cosine_alone: float
+    intercept_alone: float
 
 
-# Embedders differ in where their similarities lie: e5's are squeezed into 0.7 to 0.95. Measured on the question sets of
-# docs/quality.md as the medians of a wrong document's and the right passage's best similarity.
 CALIBRATIONS: dict[str, Calibration] = {
-    "embedded": Calibration(0.80, 0.88),
-    "infgrad/stella-base-zh": Calibration(0.45, 0.70),
+    "embedded": Calibration(24.7, 7.5, -25.1, cosine_alone=51.1, intercept_alone=-44.3),
 }
-DEFAULT_CALIBRATION = Calibration(0.35, 0.65)
+# Without a fit the similarity says nothing reliable: coverage decides, and another language gets the benefit of the doubt.
+DEFAULT_CALIBRATION = Calibration(0.0, 9.3, -4.6, cosine_alone=0.0, intercept_alone=0.0)
 
 
 class Retriever:
@@ -109,13 +118,12 @@ class Retriever:
         ranked = fuse([[i for i, _ in dense_hits], [i for i, _ in lexical_hits]])
         visible = self._catalog.visible_chunks(ranked)
         similarity = dict(dense_hits)
-        wanted = content_terms(query)
         found = []
         for chunk_id in ranked:
             if chunk_id in visible:
                 chunk, document = visible[chunk_id]
                 cosine = similarity.get(chunk_id) if mode != "lexical" else None
-                score = relevance(wanted, chunk.text, cosine, self._calibration)
+                score = relevance(query, chunk.text, cosine, self._calibration)
                 found.append(Found(chunk, document, round(score, 4)))
             if len(found) == k:
                 break
@@ -153,22 +161,37 @@ def fuse(rankings: Sequence[Sequence[str]]) -> list[str]:
     return sorted(scores, key=lambda id_: (-scores[id_], id_))
 
 
-def relevance(wanted: Sequence[str], text: str, cosine: float | None, calibration: Calibration) -> float:
-    """Probability that a passage bears on a question, from two signals that fail differently.
+def relevance(question: str, text: str, cosine: float | None, calibration: Calibration) -> float:
+    """Probability, 0 to 1, that a passage bears on a question.
 
-    ``coverage``: the share of the question's content terms that the passage holds. ``closeness``: where its cosine
-    similarity lies between an unrelated and a right passage (None: not found by the dense search).
+    Two signals that fail differently: ``cosine`` similarity (None: the dense search did not find it) and coverage, the
+    share of the question's content terms that the passage holds.
     """
-    terms = set(wanted)
+    covered = coverage(question, text)
+    if covered == 0.0 and cosine is not None and _is_cjk(question) != _is_cjk(text):
+        logit = calibration.cosine_alone * cosine + calibration.intercept_alone
+    else:
+        # What only the lexical search found lies below the dense results; its coverage has to carry it.
+        near = _FAR_COSINE if cosine is None else cosine
+        logit = calibration.cosine * near + calibration.coverage * covered + calibration.intercept
+    return 1.0 / (1.0 + math.exp(-logit))
+
+
+_FAR_COSINE = 0.80
+
+
+def coverage(question: str, text: str) -> float:
+    """Share, 0 to 1, of the question's content terms that ``text`` holds."""
+    terms = set(content_terms(question))
     held = set(content_terms(text))
-    # A long word says more than a single character.
-    total = sum(_weight(t) for t in terms)
-    coverage = sum(_weight(t) for t in terms if t in held) / total if total else 0.0
-    span = calibration.related - calibration.unrelated
-    closeness = 0.0 if cosine is None else (cosine - calibration.unrelated) / span
-    closeness = max(-0.5, min(1.5, closeness))
-    return 1.0 / (1.0 + math.exp(-(4.0 * coverage + 3.0 * closeness - 3.0)))
+    total = sum(map(_weight, terms))
+    return sum(_weight(t) for t in terms if t in held) / total if total else 0.0
+
+
+def _is_cjk(text: str) -> bool:
+    return len(_CJK_CHARACTER.findall(text)) * 4 > len(text)
 
 
 def _weight(term: str) -> float:
+    # A word says more than the single characters that it was also cut into.
     return 0.3 if len(term) == 1 and not term.isascii() else 1.0

@@ -1,5 +1,7 @@
 """Citations are found and checked by code, however the stream is split."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,13 +12,15 @@ def passage(text: str, *, page: int = 1, start: int = 0, score: float = 0.9) -> 
     return Passage("doc", "手册.pdf", page, start, text, score)
 
 
-LEASE = passage("租约由主控节点管理。租约的软限制是 90 秒，硬限制是 2 小时。超过硬限制后文件被强制关闭。", page=3, start=100)
+LEASE = passage(
+    "租约由主控节点管理。租约的软限制是 90 秒，硬限制是 2 小时。超过硬限制后文件被强制关闭。", page=3, start=100
+)
 REPLICA = passage("默认的副本数是 3，最少为 2。副本分布在不同的机架上。", page=5)
 
 
 def cuts(text: str, at: list[int]) -> list[str]:
     points = sorted({min(p, len(text)) for p in at} | {0, len(text)})
-    return [text[a:b] for a, b in zip(points, points[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(points)]
 
 
 SPLITS = st.lists(st.integers(0, 80), max_size=12)

@@ -9,7 +9,13 @@ HISTORY = [("租约的软限制是多久？", "软限制是 90 秒。")]
 
 @pytest.mark.parametrize(
     ("question", "language"),
-    [("租约是什么？", "zh"), ("What is a lease?", "en"), ("HDFS 是什么", "zh"), ("What does “租约” mean?", "en"), ("", "en")],
+    [
+        ("租约是什么？", "zh"),
+        ("What is a lease?", "en"),
+        ("HDFS 是什么", "zh"),
+        ("What does “租约” mean?", "en"),
+        ("", "en"),
+    ],
 )
 def test_language_follows_the_question(question: str, language: str) -> None:
     assert language_of(question) == language

@@ -61,7 +61,9 @@ class Service:
         while time.monotonic() < deadline:
             code = self.process.poll()
             if code is not None:
-                raise ServiceDidNotStart(f"{self.url} ended with code {code} before it was ready. Its log:\n{self.log()}")
+                raise ServiceDidNotStart(
+                    f"{self.url} ended with code {code} before it was ready. Its log:\n{self.log()}"
+                )
             try:
                 response = self.get("/ready", timeout=2)
                 if response.status_code == 200:

@@ -14,6 +14,8 @@ CJK = (
 )
 CJK_PUNCTUATION = "\u3000-\u3004\u3008-\u3020\uff00-\uffef“”‘’—…·"
 _WIDE = re.compile(f"[{CJK}{CJK_PUNCTUATION}]")
+_SPACED_CJK = re.compile(f"(?<=[{CJK}{CJK_PUNCTUATION}]) (?=[{CJK}{CJK_PUNCTUATION}])")
+_ADJACENT_CJK = re.compile(f"(?<=[{CJK}])(?=[{CJK}])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff\ud800-\udfff]")
 _SENTENCE_END = re.compile(r"[。！？!?.:：；;…][”’\"')）」』】]*$")
 # A list item or numbered heading starts a line of its own even after a full line.
@@ -28,6 +30,10 @@ def clean(text: str) -> str:
     text = "".join(
         unicodedata.normalize("NFKC", c) if "\ufb00" <= c <= "\ufb06" or "⺀" <= c <= "⿟" else c for c in text
     )
+    # Some fonts (CFF ones in particular) come out of the PDF with a space after every character.
+    spaced, adjacent = len(_SPACED_CJK.findall(text)), len(_ADJACENT_CJK.findall(text))
+    if spaced > adjacent:
+        text = _SPACED_CJK.sub("", text)
     lines = (re.sub(r"[ \t\u00a0\u2000-\u200b]+", " ", line).strip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 

@@ -1,0 +1,170 @@
+"""The routes. `create_app` is handed everything that it needs; nothing is built at import time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from services.model import protocol
+from services.model.answer import Answer
+from services.model.config import Settings
+from services.model.engine.base import Engine
+from services.model.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    RouteNotFound,
+    ServiceError,
+    WrongContentType,
+)
+from services.model.middleware import Authenticate, LimitBody, Observe, error_response
+from services.model.service import ModelService
+from services.model.streaming import AnswerFormat
+
+_DESCRIPTION = """An OpenAI-compatible server of one model. Errors are OpenAI's error objects; a parameter that is not supported
+is refused by name. With `MODEL_API_KEYS` set, everything but /health, /ready and these pages asks for a bearer key."""
+
+
+def create_app(settings: Settings, engine: Engine, names: Sequence[str]) -> FastAPI:
+    """The ASGI app; loading begins with its lifespan. `names`: what clients may call the model. `app.state.service` is the
+    ModelService."""
+    service = ModelService(settings, engine, names)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start_loading()
+        yield
+        await service.close()
+
+    app: FastAPI = FastAPIOffline(
+        title="docduet model service", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
+    )
+    app.state.service = service
+    _add_routes(app, service)
+    _add_error_handlers(app)
+    # The last added is the outermost.
+    app.add_middleware(LimitBody, limit=settings.max_body_mb << 20)
+    app.add_middleware(Authenticate, keys=settings.api_keys)
+    app.add_middleware(Observe, service=service)
+    return app
+
+
+def _add_routes(app: FastAPI, service: ModelService) -> None:
+    chat_body = protocol.body_schema(protocol.CHAT, ["messages"])
+    completion_body = protocol.body_schema(protocol.COMPLETION, ["prompt"])
+    tokenize_body = protocol.body_schema(protocol.TOKENIZE, [])
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> dict[str, str]:
+        """200 while the process is alive, whether or not the model is loaded."""
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["operation"])
+    async def ready() -> dict[str, Any]:
+        """200 when requests are taken; 503 with the reason while the weights are fetched or loaded, and while stopping."""
+        info = service.require_ready()
+        return {"status": "ready", "model": service.names[0], "max_model_len": info.context}
+
+    @app.get("/metrics", tags=["operation"], response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus text format."""
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models", tags=["OpenAI"])
+    async def list_models() -> dict[str, Any]:
+        """The names of the one model that is served."""
+        return {"object": "list", "data": [_model_card(service, name) for name in service.names]}
+
+    @app.get("/v1/models/{model_id:path}", tags=["OpenAI"])
+    async def get_model(model_id: str) -> dict[str, Any]:
+        """One of them; ids may contain slashes."""
+        if model_id not in service.names:
+            raise ModelNotFound(
+                f"the model {model_id!r} is not served here; this is {' or '.join(service.names)}", param="model"
+            )
+        return _model_card(service, model_id)
+
+    @app.post("/v1/chat/completions", tags=["OpenAI"], openapi_extra={"requestBody": chat_body}, response_model=None)
+    async def chat_completions(request: Request) -> Response:
+        """The next message of a conversation."""
+        service.require_ready()
+        wanted = protocol.parse_chat(await _body(request))
+        model = service.check_model(wanted.model)
+        token_ids = await service.chat_tokens(wanted.messages)
+        options = wanted.options
+        plan = service.plan(token_ids, options, "messages")
+        form = AnswerFormat("chat", model, with_usage=options.include_usage)
+        return Answer(service, plan, form, stops=options.stops, stream=options.stream)
+
+    @app.post("/v1/completions", tags=["OpenAI"], openapi_extra={"requestBody": completion_body}, response_model=None)
+    async def completions(request: Request) -> Response:
+        """The continuation of a text."""
+        service.require_ready()
+        wanted = protocol.parse_completion(await _body(request))
+        model = service.check_model(wanted.model)
+        prompt = wanted.prompt
+        token_ids = await service.text_tokens(prompt) if isinstance(prompt, str) else prompt
+        options = wanted.options
+        plan = service.plan(token_ids, options, "prompt")
+        form = AnswerFormat("text", model, with_usage=options.include_usage)
+        return Answer(service, plan, form, stops=options.stops, stream=options.stream)
+
+    @app.post("/tokenize", tags=["vLLM"], openapi_extra={"requestBody": tokenize_body}, response_model=None)
+    async def tokenize(request: Request) -> dict[str, Any]:
+        """Token ids of a text, or of messages through the chat template, as vLLM has it."""
+        info = service.require_ready()
+        wanted = protocol.parse_tokenize(await _body(request))
+        service.check_model(wanted.model)
+        if wanted.messages is not None:
+            ids = await service.chat_tokens(wanted.messages, add_generation_prompt=wanted.add_generation_prompt)
+        else:
+            ids = await service.text_tokens(wanted.prompt or "", add_bos=wanted.add_special_tokens)
+        return {"count": len(ids), "max_model_len": info.context, "tokens": ids}
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    # Asking for JSON's own type also keeps web pages of other origins out: a browser asks first before sending it.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise WrongContentType(
+            f"the body must be sent as Content-Type: application/json, not {kind or 'without a type'}"
+        )
+    return protocol.read_json(await request.body())
+
+
+def _model_card(service: ModelService, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "docduet",
+        "max_model_len": service.info.context if service.info else None,
+    }
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ServiceError)
+    async def service_error(_: Request, error: ServiceError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path
+        if error.status_code == 404:
+            answer: ServiceError = RouteNotFound(f"there is no {request.method} {path} here; /docs lists what there is")
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            answer = MethodNotAllowed(f"{path} does not take {request.method}; use {allowed}")
+        else:
+            answer = InvalidRequest(str(error.detail))
+        response = error_response(answer)
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
+        return response

