@@ -15,13 +15,13 @@ from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from services.asgi import BodyLimit, Drain, KeyGuard, RequestLog
-from services.rag.chain import Chain
+from services.rag.chain import Chain, Options
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
 from services.rag.documents.pdf import is_pdf
 from services.rag.embeddings import Embedder
@@ -165,6 +165,15 @@ def _add_errors(app: FastAPI) -> None:
             message = f"{where}: {first.get('msg')}" if where else str(first.get("msg"))
             return _error(400, message, param=where or None)
         return _error(400, str(first))
+
+    @app.exception_handler(ValidationError)
+    async def bad_option(request: Request, error: ValidationError) -> JSONResponse:
+        # LangServe checks only the types of `config.configurable`; the bounds are those of the chain's own model.
+        if error.title != Options.__name__:
+            raise error
+        first = error.errors()[0]
+        where = f"config.configurable.{first['loc'][0]}"
+        return _error(400, f"{where}: {first['msg']}", param=where)
 
     @app.exception_handler(StarletteHTTPException)
     async def http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:

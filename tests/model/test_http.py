@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from services.model.middleware import OPEN_PATHS
-from tests.model.conftest import Gate, chat, eventually, events, serve, text_of
+from tests.model.conftest import Gate, chat, events, eventually, serve, text_of
 from tests.support.servers import Service, start_service
 
 CHAT = "/v1/chat/completions"

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from services.model.engine.gguf import read_gguf
-from tests.model.conftest import eventually, events, text_of
+from tests.model.conftest import events, eventually, text_of
 from tests.support.servers import Service, start_service
 
 pytestmark = pytest.mark.weights
@@ -144,7 +144,7 @@ def test_a_client_that_leaves_stops_the_decoding(client: httpx.Client, real: Ser
 
 
 def test_a_client_that_leaves_stops_the_reading_of_its_prompt(client: httpx.Client, real: Service) -> None:
-    words = " ".join(random.Random(5).choices("alpha beta gamma delta epsilon zeta eta theta".split(), k=5000))
+    words = " ".join(random.Random(5).choices("alpha beta gamma delta epsilon zeta eta theta".split(), k=5000))  # noqa: S311
     began = time.monotonic()
     with pytest.raises(httpx.ReadTimeout):
         client.post(CHAT, json=ask(words, max_tokens=4), timeout=1.0)

@@ -229,7 +229,8 @@ def _payload(request: GenerationRequest) -> dict[str, Any]:
         "repeat_penalty": 1.0,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "repeat_last_n": -1 if penalised else 0,  # -1: the whole context, as OpenAI counts
+        # All the text so far; llama.cpp's -1 for that is not accepted here.
+        "repeat_last_n": len(request.token_ids) + request.max_tokens if penalised else 0,
         "ignore_eos": sampling.ignore_eos,
         "cache_prompt": True,
         "timings_per_token": True,  # the exact number of tokens, also where several make one character
