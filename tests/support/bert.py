@@ -1,6 +1,7 @@
 """A random, tiny BERT embedder on disk: shaped like stella-base-zh, made in a fraction of a second."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ def make_bert(folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = N
     Without ``prompts`` there is no modules.json either, as in the original stella-base-zh: sentence-transformers then
     pools by the mean.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the service sets it, before torch reads it
     import torch
     from transformers import BertConfig, BertModel
 
