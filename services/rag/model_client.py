@@ -87,7 +87,7 @@ class ModelClient:
                 ChatOpenAI(
                     model=name,
                     base_url=self.url,
-                    api_key=self._key,  # type: ignore[arg-type]  # a str is coerced; the annotation wants SecretStr
+                    api_key=self._key,
                     http_async_client=self._http,
                     timeout=httpx.Timeout(self._timeout, connect=CONNECT_SECONDS),
                     max_retries=0,  # the caller hears at once; retrying under load makes the load

@@ -68,8 +68,15 @@ def main(work: Path) -> None:
     from tests.support.servers import ROOT, start_service
 
     with start_service("services.model", {"MODEL_ID": MODEL_ID, **cache_env()}) as model:
-        env = {"RAG_MODEL_URL": model.url + "/v1", "RAG_EMBEDDING_MODEL": "embedded", "RAG_DATA_DIR": str(work / "data")}
-        with start_service("services.rag", env | cache_env()) as rag, httpx.Client(base_url=rag.url, timeout=240) as client:
+        env = {
+            "RAG_MODEL_URL": model.url + "/v1",
+            "RAG_EMBEDDING_MODEL": "embedded",
+            "RAG_DATA_DIR": str(work / "data"),
+        }
+        with (
+            start_service("services.rag", env | cache_env()) as rag,
+            httpx.Client(base_url=rag.url, timeout=240) as client,
+        ):
             job = upload(client, next((ROOT / "samples").glob("*.zh.pdf")))
             state = wait(client, job["job_id"])["state"]
             answer = client.post("/rag/invoke", json={"input": {"question": "租约的硬限制是多久？"}}).json()["output"]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def run(real_pair: RealPair) -> Callable[..., str]:
 
 def test_every_example_has_a_test() -> None:
     names = {p.name for p in (ROOT / "examples").iterdir() if p.suffix in (".py", ".sh")}
-    source = open(__file__, encoding="utf-8").read()
+    source = Path(__file__).read_text(encoding="utf-8")
     assert {name for name in names if f'"{name}"' not in source} == set()
 
 

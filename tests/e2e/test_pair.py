@@ -79,7 +79,11 @@ def test_a_follow_up_finds_the_page_of_what_it_means(client: httpx.Client) -> No
 
 def test_the_second_question_on_the_same_passages_reuses_the_prompt(real_pair: RealPair, client: httpx.Client) -> None:
     def cached() -> float:
-        [line] = [ln for ln in real_pair.model.get("/metrics").text.splitlines() if re.match(r"\w+prompt_tokens_cached_total\b", ln)]
+        [line] = [
+            ln
+            for ln in real_pair.model.get("/metrics").text.splitlines()
+            if re.match(r"\w+prompt_tokens_cached_total\b", ln)
+        ]
         return float(line.split()[-1])
 
     question = {"input": {"question": "租约的硬限制是多久？"}, "config": {"configurable": {"max_tokens": 16}}}

@@ -16,7 +16,10 @@ RULES: list[dict[str, Any]] = [
     # A condensing prompt ends with the label that the rewrite follows.
     {"match": "and the hard one\\?\nRewritten:$", "reply": "What is the hard limit of a lease?"},
     {"match": "^What is the hard limit of a lease\\?$", "reply": "The hard limit of a lease is 2 hours [1]."},
-    {"match": "^What is the soft limit", "reply": "The soft limit of a lease is 90 seconds. It is renewed every 20 seconds."},
+    {
+        "match": "^What is the soft limit",
+        "reply": "The soft limit of a lease is 90 seconds. It is renewed every 20 seconds.",
+    },
     {"match": "wrong number", "reply": "The hard limit of a lease is 7 hours [1]."},
     {"match": "does not know", "reply": "I don't know."},
     {"match": "望远镜", "reply": "我不知道。"},

@@ -61,7 +61,9 @@ def test_an_invented_number_gets_no_citation_and_says_so(client: httpx.Client, i
         ("Which lease does not know its limit?", "I don't know."),
     ],
 )
-def test_what_the_documents_do_not_hold_is_refused(client: httpx.Client, indexed: str, question: str, says: str) -> None:
+def test_what_the_documents_do_not_hold_is_refused(
+    client: httpx.Client, indexed: str, question: str, says: str
+) -> None:
     output = invoke(client, question)
     assert (output["answer"], output["answerable"], output["citations"]) == (says, False, [])
 
@@ -133,7 +135,9 @@ def test_the_other_streams_answer_too(client: httpx.Client, indexed: str, route:
     assert "2 hours" in json.dumps(events[-3:])
 
 
-@pytest.mark.parametrize("path", ["/rag/input_schema", "/rag/output_schema", "/rag/config_schema", "/chat/input_schema"])
+@pytest.mark.parametrize(
+    "path", ["/rag/input_schema", "/rag/output_schema", "/rag/config_schema", "/chat/input_schema"]
+)
 def test_the_schemas(client: httpx.Client, path: str) -> None:
     assert client.get(path).json()["type"] == "object"
 
@@ -209,28 +213,31 @@ def test_a_model_service_that_is_away_and_comes_back(manual: Path, tmp_path: Pat
     port = str(free_port())
     env = rag_env(f"http://127.0.0.1:{port}", tmp_path / "data")
     model_env = {"MODEL_ENGINE": "scripted", "MODEL_PORT": port}
-    with start_service("services.model", model_env) as model, start_service("services.rag", env) as rag:
-        with httpx.Client(base_url=rag.url, timeout=30) as client:
-            assert wait(client, upload(client, manual)["job_id"])["state"] == "indexed"
-            model.kill()
-            for route in ("invoke", "stream", "batch"):
-                body = {"inputs": [{"question": HARD}]} if route == "batch" else {"input": {"question": HARD}}
-                response = client.post(f"/rag/{route}", json=body)
-                assert response.status_code == 503, (route, response.text)
-                assert "cannot be reached" in response.json()["error"]["message"]
-            # These two tell about the run before anything can fail: the reason comes as the error event.
-            for route in ("stream_log", "stream_events"):
-                with client.stream("POST", f"/rag/{route}", json={"input": {"question": HARD}}) as response:
-                    event, data = list(sse(response))[-1]
-                assert (event, data["status_code"]) == ("error", 503)
-                assert "cannot be reached" in data["message"]
-            ready = client.get("/ready")
-            assert ready.status_code == 503
-            assert "model" in ready.json()["reasons"]
-            assert client.post("/search", json={"query": "lease"}).status_code == 200
-            with start_service("services.model", model_env):
-                assert client.get("/ready").status_code == 200
-                assert client.post("/rag/invoke", json={"input": {"question": HARD}}).status_code == 200
+    with (
+        start_service("services.model", model_env) as model,
+        start_service("services.rag", env) as rag,
+        httpx.Client(base_url=rag.url, timeout=30) as client,
+    ):
+        assert wait(client, upload(client, manual)["job_id"])["state"] == "indexed"
+        model.kill()
+        for route in ("invoke", "stream", "batch"):
+            body = {"inputs": [{"question": HARD}]} if route == "batch" else {"input": {"question": HARD}}
+            response = client.post(f"/rag/{route}", json=body)
+            assert response.status_code == 503, (route, response.text)
+            assert "cannot be reached" in response.json()["error"]["message"]
+        # These two tell about the run before anything can fail: the reason comes as the error event.
+        for route in ("stream_log", "stream_events"):
+            with client.stream("POST", f"/rag/{route}", json={"input": {"question": HARD}}) as response:
+                event, data = list(sse(response))[-1]
+            assert (event, data["status_code"]) == ("error", 503)
+            assert "cannot be reached" in data["message"]
+        ready = client.get("/ready")
+        assert ready.status_code == 503
+        assert "model" in ready.json()["reasons"]
+        assert client.post("/search", json={"query": "lease"}).status_code == 200
+        with start_service("services.model", model_env):
+            assert client.get("/ready").status_code == 200
+            assert client.post("/rag/invoke", json={"input": {"question": HARD}}).status_code == 200
 
 
 def test_a_slow_model_is_504_and_a_full_one_503(manual: Path, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def test_the_original_comes_back_unchanged(client: httpx.Client, indexed: str, m
     assert response.headers["content-type"] == "application/pdf"
 
 
-def test_the_same_content_twice_is_one_document(client: httpx.Client, indexed: str, manual: Path, tmp_path: Path) -> None:
+def test_the_same_content_twice_is_one_document(
+    client: httpx.Client, indexed: str, manual: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy.pdf"
     copy.write_bytes(manual.read_bytes())
     again = upload(client, copy)
@@ -195,7 +197,9 @@ def test_a_kill_loses_nothing_and_duplicates_nothing(model: Service, tmp_path: P
         assert end["state"] == "indexed"
         assert end["chunks_embedded"] == end["chunks_total"]
         assert [d["pages"] for d in client.get("/documents").json()["documents"]] == [60]
-        found = client.post("/search", json={"query": "Section 59 harbour", "k": 100, "mode": "dense"}).json()["passages"]
+        found = client.post("/search", json={"query": "Section 59 harbour", "k": 100, "mode": "dense"}).json()[
+            "passages"
+        ]
         assert len({(p["page"], p["start"]) for p in found}) == len(found)
 
 
@@ -209,7 +213,9 @@ def test_keys_guard_everything_but_health(model: Service, tmp_path: Path) -> Non
     with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url) as client:
         for path in ("/documents", "/metrics", "/docs", "/rag/playground/", "/openapi.json"):
             assert error(client.get(path), 401)["code"] == "invalid_api_key"
-        error(client.post("/rag/invoke", json={"input": {"question": "x"}}, headers={"Authorization": "Bearer no"}), 401)
+        error(
+            client.post("/rag/invoke", json={"input": {"question": "x"}}, headers={"Authorization": "Bearer no"}), 401
+        )
         assert client.get("/health").status_code == 200
         assert client.get("/documents", headers={"Authorization": "Bearer two"}).status_code == 200
         assert client.get("/docs", auth=("me", "one")).status_code == 200
