@@ -104,7 +104,9 @@ def ingest_files(client: RagClient, files: Sequence[Path], collection: str, cons
             try:
                 job = client.upload(path, collection)
                 last: dict[str, object] = {}
+                states = []
                 for last in client.follow(job["job_id"]):
+                    states.append(last["state"])
                     progress.update(task, completed=_fraction(last), note=_note(last))
                 if last.get("state") != "indexed":
                     raise ServiceError(str(last.get("error") or "the service closed the connection"))
@@ -112,7 +114,8 @@ def ingest_files(client: RagClient, files: Sequence[Path], collection: str, cons
                 outcome = f"{document['pages']} pages, {document['chunks']} chunks"
                 if document["failed_pages"]:
                     outcome += f"; [yellow]no text on pages {', '.join(map(str, document['failed_pages']))}[/]"
-                console.print(f"  [green]indexed[/] {name}: {outcome}")
+                verb = "already indexed" if states == ["indexed"] else "indexed"
+                console.print(f"  [green]{verb}[/] {name}: {outcome}")
             except (ServiceError, OSError) as error:
                 failed += 1
                 console.print(f"  [red]failed[/]  {name}: {escape(str(error))}")

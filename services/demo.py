@@ -71,17 +71,16 @@ def main() -> int:
 def _start(pair: Pair, model: str) -> None:
     """Wait until both answer. The weights' download shows as a progress bar: it is the slow part of a first run."""
     console.print(f"[bold]Starting both services[/] (model {model}; logs in .docduet/logs)")
+    shown: dict[str, str] = {}
     with console.status("starting") as status:
-        shown = ""
 
         def show(state: str) -> None:
-            nonlocal shown
-            progress = "  ".join(filter(None, (child.progress() for child in pair.children)))
-            line = f"{state}  {progress}".strip()
-            status.update(escape(line))
-            if not console.is_terminal and progress and progress != shown:
-                shown = progress
-                console.print(f"  {progress}", markup=False)
+            progress = {child.name: child.progress() for child in pair.children}
+            status.update(escape("  ".join(filter(None, [state, *progress.values()]))))
+            for name, line in progress.items():
+                if not console.is_terminal and line and shown.get(name) != line:
+                    console.print(f"  {line}", markup=False)
+                shown[name] = line or shown.get(name, "")
 
         pair.wait_ready(show)
 

@@ -20,7 +20,7 @@ os.environ.update(
 import uvicorn
 from pydantic import ValidationError
 
-from services.asgi import DrainingServer
+from services.rag.middleware import DrainingServer
 from services.rag.config import Settings
 from services.rag.embeddings import Embedder, EmbeddingError, load_embedder
 from services.rag.errors import StartupError

@@ -20,7 +20,7 @@ from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from services.asgi import BodyLimit, Drain, KeyGuard, RequestLog
+from services.rag.middleware import BodyLimit, Drain, KeyGuard, RequestLog
 from services.rag.chain import Chain, Options
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
 from services.rag.documents.pdf import is_pdf

@@ -31,7 +31,7 @@ def test_the_services_do_not_import_each_other() -> None:
     assert importers("services.model", SERVICES / "rag") == set()
 
 
-@pytest.mark.parametrize("name", ["asgi.py", "wheels.py", "client.py", "supervisor.py"])
+@pytest.mark.parametrize("name", ["wheels.py", "client.py", "supervisor.py"])
 def test_what_they_share_imports_neither(name: str) -> None:
     assert not any(i.startswith(("services.rag", "services.model")) for i in imports(SERVICES / name))
 

@@ -1,4 +1,4 @@
-"""What both HTTP services stand on: pure ASGI middleware and a server that drains. Imports neither service.
+"""What surrounds every route: the size of bodies, keys, the log, draining. Pure ASGI.
 
 Pure ASGI because Starlette's ``BaseHTTPMiddleware`` hides a client's disconnect from the route, and a disconnect must end
 a generation. Every refusal is the OpenAI error object ``{"error": {"message", "type", "param", "code"}}``.
@@ -45,6 +45,8 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max:
+            if int(declared) <= _DISCARD_BYTES:
+                await _discard(receive)
             return await self._refuse(send)
         received, started, over = 0, False, False
 
@@ -55,6 +57,7 @@ class BodyLimit:
                 received += len(message.get("body", b""))
                 if received > self._max:
                     over = True
+                    await _discard(receive)
                     raise _TooLarge
             return message
 
@@ -78,7 +81,6 @@ class BodyLimit:
 
     async def _refuse(self, send: Send) -> None:
         limit = f"{self._max / (1 << 20):g} MB"
-        # The rest of the body is not read: the connection cannot be used again.
         await send_error(
             send,
             413,
@@ -91,6 +93,22 @@ class BodyLimit:
 
 class _TooLarge(Exception):
     pass
+
+
+# A client that is still sending would not read the answer: what it sends is read, within bounds, and thrown away.
+_DISCARD_BYTES = 1 << 30
+_DISCARD_SECONDS = 10.0
+
+
+async def _discard(receive: Receive) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            seen = 0
+            while seen < _DISCARD_BYTES:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
 
 
 class KeyGuard:
@@ -164,7 +182,8 @@ class RequestLog:
                 self._observe(scope["method"], route, status)
             level = logging.DEBUG if scope["path"] in ("/health", "/ready", "/metrics") else logging.INFO
             seconds = time.perf_counter() - began
-            log.log(level, "%s %s %d %.3fs %s", scope["method"], scope["path"], status, seconds, request_id.decode())
+            # %r: a path may hold line breaks, which would forge log lines.
+            log.log(level, "%s %r %d %.3fs %s", scope["method"], scope["path"], status, seconds, request_id.decode())
 
 
 class Drain:
