@@ -20,10 +20,10 @@ os.environ.update(
 import uvicorn
 from pydantic import ValidationError
 
-from services.rag.middleware import DrainingServer
 from services.rag.config import Settings
 from services.rag.embeddings import Embedder, EmbeddingError, load_embedder
 from services.rag.errors import StartupError
+from services.rag.middleware import DrainingServer
 from services.wheels import console_progress
 
 

@@ -20,13 +20,13 @@ from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from services.rag.middleware import BodyLimit, Drain, KeyGuard, RequestLog
 from services.rag.chain import Chain, Options
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
 from services.rag.documents.pdf import is_pdf
 from services.rag.embeddings import Embedder
 from services.rag.errors import InvalidRequest, RagError, StorageError, TooLarge, UnsupportedFile, error_body
 from services.rag.langserve_routes import langserve_router
+from services.rag.middleware import BodyLimit, Drain, KeyGuard, RequestLog
 from services.rag.retrieval import Mode
 from services.rag.service import Service
 from services.rag.store.catalog import Document, Job
