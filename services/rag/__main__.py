@@ -20,8 +20,9 @@ os.environ.update(
 import uvicorn
 from pydantic import ValidationError
 
+from services.rag.checkpoints import EmbeddingError
 from services.rag.config import Settings
-from services.rag.embeddings import Embedder, EmbeddingError, load_embedder
+from services.rag.embeddings import Embedder, load_embedder
 from services.rag.errors import StartupError
 from services.rag.middleware import DrainingServer
 from services.wheels import console_progress

@@ -11,39 +11,37 @@ used models that say nothing are in ``_KNOWN_PROMPTS``, each with its source.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import threading
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
-from services.wheels import FetchError, Progress
+from services.rag.checkpoints import (
+    EmbeddingError,
+    find_folder,
+    noted,
+    refuse_code,
+    set_environment,
+    set_offline,
+    weights_digest,
+)
+from services.wheels import Progress
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-_T = TypeVar("_T")
 Vectors = npt.NDArray[np.float32]
 
 # Small, because padding costs more than a CPU gains from a larger batch (13.2 passages/s at 8, 11.4 at 32), and because
 # a query waits for at most one batch.
 BATCH = 8
-HUB_TIMEOUT = 4.0  # seconds for the hub's first answer; without a network the user is to know quickly
-_OFFLINE_BY_USER = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-
-
-class EmbeddingError(Exception):
-    """The embedding model cannot be loaded; the message says what, why and what to set."""
 
 
 class Embedder(Protocol):
@@ -107,15 +105,15 @@ def load_embedder(
     """
     if model_id == "hashing":
         return HashEmbedder()
-    folder = _find(model_id, Path(cache_dir).expanduser(), progress)
-    _refuse_code(model_id, folder)
-    _set_environment()
+    folder = find_folder(model_id, Path(cache_dir).expanduser(), progress)
+    refuse_code(model_id, folder)
+    set_environment()
     try:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        _set_offline(True)
+        set_offline(True)
         model = SentenceTransformer(
             str(folder), device=None if device == "auto" else device, local_files_only=True, trust_remote_code=False
         )
@@ -259,46 +257,19 @@ def find_prompts(name: str, own: dict[str, Any] | None = None) -> Prompts:
     return next((prompts for pattern, prompts in _KNOWN_PROMPTS if re.fullmatch(pattern, short)), Prompts())
 
 
-def weights_digest(folder: Path) -> str:
-    """A digest of the weights in ``folder``: from its note where this project wrote one, else of their bytes."""
-    if noted := _noted(folder, "weights"):
-        return noted
-    digest = hashlib.sha256()
-    for path in _weight_files(folder):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-_NOTE = "docduet.json"  # in a folder that this project made: it is complete, and which weights it has
 _SETTINGS_FILES = ("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "vocab.txt")
-
-
-def _noted(folder: Path, what: str) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / _NOTE).read_text("utf-8"))[what])
-    return ""
 
 
 def _settings_digest(folder: Path) -> str:
     """What beside the weights changes a vector: architecture, modules (pooling) and tokenizer."""
-    if noted := _noted(folder, "settings"):
-        return noted
+    if known := noted(folder, "settings"):
+        return known
     digest = hashlib.sha256()
     names = [*_SETTINGS_FILES, *sorted(str(path.relative_to(folder)) for path in folder.glob("*/config.json"))]
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
     return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The weight files that are loaded: of two formats of the same weights, safetensors."""
-    # A module of its own folder ("0_Transformer", "2_Dense") counts; "onnx" and "openvino" are other copies.
-    found = [*folder.glob("*.safetensors"), *folder.glob("[0-9]*/*.safetensors")]
-    if not any(path.name.startswith("model") for path in found):
-        found += [*folder.glob("pytorch_model*.bin"), *folder.glob("[0-9]*/pytorch_model*.bin")]
-    return sorted(found)
 
 
 def _name(model_id: str, folder: Path) -> str:
@@ -309,207 +280,6 @@ def _name(model_id: str, folder: Path) -> str:
     if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
         return folder.parent.parent.name.rpartition("--")[2]
     return folder.name
-
-
-def _find(model_id: str, cache_dir: Path, progress: Progress | None) -> Path:
-    """The folder with the model's files, fetched if need be."""
-    if model_id == "embedded":
-        from services.rag import e5
-
-        try:
-            return e5.model_folder(cache_dir, progress)
-        except FetchError as error:
-            raise EmbeddingError(f"RAG_EMBEDDING_MODEL=embedded: {error}") from error
-        except (OSError, ValueError) as error:
-            raise EmbeddingError(
-                f"RAG_EMBEDDING_MODEL=embedded cannot be prepared in {cache_dir}: {error}. It needs about 600 MB there "
-                "and the right to write (RAG_CACHE_DIR)."
-            ) from error
-    folder = Path(model_id).expanduser()
-    if folder.is_dir():
-        if not _weight_files(folder):
-            raise EmbeddingError(
-                f"RAG_EMBEDDING_MODEL={model_id} is a folder without weights (model.safetensors or pytorch_model.bin)."
-            )
-        return folder
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model_id) or model_id[0] in "./~":
-        raise EmbeddingError(
-            f"RAG_EMBEDDING_MODEL={model_id}: there is no such folder, and it is not a Hugging Face id (owner/name)."
-        )
-    _set_environment()
-    kept = cache_dir / "hub" / model_id.replace("/", "--")
-    if (kept / _NOTE).exists():
-        return kept
-    return _in_hub_cache(model_id) or _download(model_id, kept, progress)
-
-
-def _in_hub_cache(model_id: str) -> Path | None:
-    """The model in the hub's own cache (HF_HOME), if it is there with its weights."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model_id, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-    return folder if (folder / "config.json").exists() and _weight_files(folder) else None
-
-
-def _download(model_id: str, folder: Path, progress: Progress | None) -> Path:
-    """Downloads the model from the hub into ``folder``; its note is written last."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    if _OFFLINE_BY_USER:
-        raise _not_here(model_id, "HF_HUB_OFFLINE is set")
-    _set_offline(False)
-    api = HfApi(endpoint=endpoint)
-    try:
-        # One question first: the client's downloads try again and again where there is no network.
-        info = _within(3 * HUB_TIMEOUT, lambda: api.model_info(model_id, files_metadata=True, timeout=HUB_TIMEOUT))
-        files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise EmbeddingError(
-            f"RAG_EMBEDDING_MODEL={model_id}: {endpoint} has no such model, or it asks for a login (HF_TOKEN). Check "
-            "the name; `embedded` needs no hub."
-        ) from error
-    except Exception as error:  # httpx, OSError and hub errors, by the kind of trouble
-        raise _not_here(model_id, f"{endpoint} cannot be reached: {_first_line(error)}") from error
-    wanted = _wanted_files(files)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(folder) + ".lock"):
-            if (folder / _NOTE).exists():
-                return folder
-            with _watch(folder, sum(files[name] for name in wanted), progress):
-                api.snapshot_download(model_id, revision=info.sha, local_dir=folder, allow_patterns=wanted)
-            if not _weight_files(folder):
-                raise EmbeddingError(f"RAG_EMBEDDING_MODEL={model_id} has no weights that can be loaded at {endpoint}.")
-            note = {"repository": model_id, "revision": info.sha, "weights": weights_digest(folder)}
-            (folder / _NOTE).write_text(json.dumps(note), "utf-8")
-    except EmbeddingError:
-        raise
-    except Exception as error:
-        raise EmbeddingError(
-            f"RAG_EMBEDDING_MODEL={model_id}: the download from {endpoint} into {folder} broke off: "
-            f"{_first_line(error)}. Start again to go on with it, or set HF_ENDPOINT to a mirror."
-        ) from error
-    return folder
-
-
-def _wanted_files(files: dict[str, int]) -> list[str]:
-    """Of a repository's files those that are loaded: one format of the weights, the settings, the tokenizer."""
-    # Top level and numbered module folders; "onnx", "openvino" and the like hold further copies of the weights.
-    names = [name for name in files if re.match(r"([0-9]+_\w+/)?[^/]+$", name)]
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if not any("/" not in name or name.startswith("0_") for name in weights):
-        weights += [name for name in names if re.search(r"(^|/)pytorch_model[^/]*\.bin$", name)]
-    return weights + [name for name in names if name.endswith((".json", ".txt", ".model"))]
-
-
-@contextlib.contextmanager
-def _watch(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
-    """Reports the bytes below ``folder`` while the body downloads into it."""
-    if progress is None or total <= 0:
-        yield
-        return
-    stop = threading.Event()
-
-    def report() -> None:
-        most = 0
-        while not stop.wait(0.2):
-            done = 0
-            for path in folder.rglob("*"):
-                with contextlib.suppress(OSError):  # the client renames files while we look
-                    done += path.stat().st_size if path.is_file() else 0
-            if min(done, total) > most:
-                most = min(done, total)
-                progress(most, total)
-
-    thread = threading.Thread(target=report, name="download-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    progress(total, total)
-
-
-def _not_here(model_id: str, reason: str) -> EmbeddingError:
-    return EmbeddingError(
-        f"RAG_EMBEDDING_MODEL={model_id}: its weights are not on this machine, and {reason}. Set RAG_EMBEDDING_MODEL "
-        "to `embedded` (a small model that comes from PyPI) or to a folder that holds a model, or HF_ENDPOINT to a "
-        "mirror of the hub."
-    )
-
-
-def _refuse_code(model_id: str, folder: Path) -> None:
-    """Lets in only sentence-transformers' own modules.
-
-    sentence-transformers 5 imports any class that the modules.json of a local folder names, and with it code that came
-    along with the weights; 6 asks for ``trust_remote_code`` first.
-    """
-    try:
-        modules = json.loads((folder / "modules.json").read_text("utf-8"))
-        kinds = [str(module["type"]) for module in modules]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EmbeddingError(f"RAG_EMBEDDING_MODEL={model_id}: {folder / 'modules.json'} is damaged.") from error
-    for kind in kinds:
-        if not kind.startswith("sentence_transformers."):
-            raise EmbeddingError(
-                f"RAG_EMBEDDING_MODEL={model_id} brings its own code ({kind}), which is never run here: choose a "
-                "model made of sentence-transformers' own modules."
-            )
-
-
-def _set_environment() -> None:
-    """Before the first import of huggingface_hub and torch, which read these once; what the user set stays."""
-    # OpenMP's threads otherwise wait for each other by spinning, which with the model service on the same two cores
-    # halves the passages a second and makes the slowest queries four times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "15")
-    # The batches are small; the tokenizers' own threads would only warn about the reader's child processes.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def _set_offline(offline: bool) -> None:
-    """Once a model is on disk nothing may ask the hub about it."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_OFFLINE = offline
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    else:
-        os.environ.pop("HF_HUB_OFFLINE", None)
-
-
-def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """The call's result, or TimeoutError: a name server that does not answer ignores the client's own timeouts."""
-    result: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(call())
-        except BaseException as error:  # handed to the caller
-            result.set_exception(error)
-
-    # A daemon, so that a thread that hangs does not keep the process from ending.
-    threading.Thread(target=run, name="hub-question", daemon=True).start()
-    try:
-        return result.result(seconds)
-    except FutureTimeout:
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:300].rstrip(".")
 
 
 def _encodable(text: str) -> str:

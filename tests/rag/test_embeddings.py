@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.rag.checkpoints import EmbeddingError, _wanted_files
 from services.rag.embeddings import (
     Embedder,
-    EmbeddingError,
     HashEmbedder,
     Prompts,
     _Turns,
-    _wanted_files,
     find_prompts,
     load_embedder,
 )
@@ -280,7 +279,8 @@ def test_the_hubs_cache_folder_has_the_models_name(bert: Path, tmp_path: Path) -
 
 def test_no_hub_is_one_clear_error_and_quick(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from services.rag.embeddings import *\n"
+        "import sys; from pathlib import Path; from services.rag.checkpoints import *\n"
+        "from services.rag.embeddings import *\n"
         "try: load_embedder('infgrad/stella-base-zh', Path(sys.argv[1]))\n"
         "except EmbeddingError as error: print(error)\n"
     )
