@@ -20,7 +20,7 @@ from langchain_core.runnables import (
     RunnableSerializable,
 )
 from langchain_core.runnables.utils import AddableDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from services.rag.citations import MarkerFilter, Passage, SentenceSplitter, Support, support
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
@@ -54,7 +54,10 @@ class RagInput(BaseModel):
         json_schema_extra={"widget": {"type": "chat", "input": "question"}},
     )
     collection: str = Field(default=DEFAULT_COLLECTION, pattern=COLLECTION_PATTERN)
-    filter: dict[str, Any] | None = Field(default=None, description="Only documents with this document_id or filename.")
+    # Not `| None`: the playground's form cannot draw a field that may be null. A null that is sent counts as empty.
+    filter: Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)] = Field(
+        default_factory=dict, description="Only documents with this document_id or filename."
+    )
 
 
 class Citation(BaseModel):
