@@ -27,7 +27,9 @@ QUESTION = {"input": {"question": "租约的软限制和硬限制分别是多久
 def run(*command: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False, timeout=1500, **kwargs)
     if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        raise AssertionError(
+            f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
     return done
 
 
@@ -35,7 +37,10 @@ def docker_reason() -> str | None:
     """Why these tests cannot run here, or None."""
     if not shutil.which("docker") or run("docker", "info", check=False).returncode:
         return "no Docker engine answers on this machine"
-    if run("docker", "image", "inspect", BASE, check=False).returncode and run("docker", "pull", BASE, check=False).returncode:
+    if (
+        run("docker", "image", "inspect", BASE, check=False).returncode
+        and run("docker", "pull", BASE, check=False).returncode
+    ):
         return f"the base image {BASE} is not here and cannot be pulled"
     return None
 
