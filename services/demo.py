@@ -50,7 +50,7 @@ def main() -> int:
                 print_answer(client, question, "default", console)
                 console.print(f"  ({time.perf_counter() - began:.1f} s)", style="dim")
             console.print(
-                f"\n[bold]Up:[/] playground {pair.rag_url}/rag/playground/  chat {pair.rag_url}/chat/playground/\n"
+                f"\n[bold]Up:[/] chat {pair.rag_url}/chat/playground/  playground {pair.rag_url}/rag/playground/\n"
                 f"    API docs {pair.rag_url}/docs and {pair.model_url}/docs\n"
                 f'    your own PDFs: .venv/bin/docduet ingest FILE.pdf && .venv/bin/docduet ask "…"'
             )

@@ -197,7 +197,7 @@ def _error(
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:
-        return RedirectResponse("/rag/playground/")
+        return RedirectResponse("/chat/playground/")
 
     @app.get("/health", tags=["operations"])
     async def health() -> dict[str, str]:
