@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     search.set_defaults(run=_search)
 
     documents = commands.add_parser("documents", parents=[client], help="what is indexed, what failed and why")
+    documents.set_defaults(collection=None)  # all of them, unless one is named
     documents.set_defaults(run=_documents)
 
     models = commands.add_parser("models", help="weights in the local cache")
@@ -68,7 +69,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(arguments: argparse.Namespace) -> int:
     with Pair({}, log_dir=None) as pair:
-        pair.wait_ready(lambda state: None)
+        said = ""
+
+        def say(state: str) -> None:
+            nonlocal said
+            if state != said:
+                console.print(state, markup=False)
+            said = state
+
+        pair.wait_ready(say)
         console.print(f"ready: {pair.rag_url}/rag/playground/  (API: {pair.rag_url}/docs, {pair.model_url}/docs)")
         pair.watch()
     return 0
@@ -176,7 +185,7 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _documents(arguments: argparse.Namespace) -> int:
-    for d in _client(arguments).documents():
+    for d in _client(arguments).documents(arguments.collection):
         line = f"{d['status']:<9} {d['id']}  {d['collection']}/{d['filename']}"
         line += f"  {d['pages']} pages, {d['chunks']} chunks" if d["status"] == "indexed" else ""
         console.print(line + (f"  {d['error']}" if d["error"] else ""), markup=False)

@@ -89,6 +89,8 @@ class Pair:
         self.model_url = f"http://127.0.0.1:{merged.get('MODEL_PORT', '8000')}"
         self.rag_url = f"http://127.0.0.1:{merged.get('RAG_PORT', '8001')}"
         self._env.setdefault("RAG_MODEL_URL", merged.get("RAG_MODEL_URL", f"{self.model_url}/v1"))
+        if keys := merged.get("MODEL_API_KEYS", "").split(",")[0].strip():
+            self._env.setdefault("RAG_MODEL_API_KEY", merged.get("RAG_MODEL_API_KEY") or keys)
         self.children: list[Child] = []
 
     def __enter__(self) -> Self:

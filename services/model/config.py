@@ -16,7 +16,9 @@ from services.model.errors import ConfigError
 class Settings(BaseSettings):
     """Every setting of the model service; the variable's name is `MODEL_` and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="MODEL_", frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MODEL_", env_file=".env", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     id: str = Field(
         "embedded", min_length=1, description="Checkpoint: embedded, embedded:0.5b, a .gguf file or a folder."

@@ -24,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from services.rag.citations import MarkerFilter, Passage, SentenceSplitter, Support, support
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
-from services.rag.errors import InvalidRequest
+from services.rag.errors import InvalidRequest, ModelRejected
 from services.rag.metrics import Metrics
 from services.rag.model_client import ModelClient
 from services.rag.prompts import (
@@ -42,6 +42,7 @@ MAX_HISTORY_TURNS = 1000
 CONDENSE_MAX_TOKENS = 96
 # Where the model service does not tell its context.
 ASSUMED_CONTEXT = 4096
+MIN_ANSWER_TOKENS = 64
 
 
 class RagInput(BaseModel):
@@ -183,19 +184,31 @@ class Chain:
             )
         if not any(f.score >= self._settings.refusal_threshold for f in found):
             found = []
-        return {**state, "passages": await self._fit(state, found)}
+        return {**state, **await self._fit(state, found)}
 
-    async def _fit(self, state: dict[str, Any], found: list[Found]) -> list[Passage]:
-        """As many of the best passages as the model's context holds, in a stable order."""
+    async def _fit(self, state: dict[str, Any], found: list[Found]) -> dict[str, Any]:
+        """As many of the best passages as the model's context holds, in a stable order.
+
+        Where not even one leaves room for a whole answer, the answer may only be as long as what is left.
+        """
+        options, context = state["options"], 0
         chosen = found
         while chosen:
             passages = stable_order(chosen)
             messages = answer_messages(state["standalone"], _shown(passages), state["history"])
             used = await self._model.count_tokens(messages)
-            if used + state["options"]["max_tokens"] <= (self._model.context or ASSUMED_CONTEXT):
-                return passages
+            context = self._model.context or ASSUMED_CONTEXT
+            if used + options["max_tokens"] <= context:
+                return {"passages": passages}
+            if len(chosen) == 1 and context - used >= MIN_ANSWER_TOKENS:
+                return {"passages": passages, "options": {**options, "max_tokens": context - used}}
             chosen = chosen[:-1]
-        return []
+        if found:
+            raise ModelRejected(
+                f"the model's context of {context} tokens does not hold one passage, the question and an answer: raise "
+                "MODEL_CONTEXT, or send less history"
+            )
+        return {"passages": []}
 
     async def _answer(self, states: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
         """Yields the state once, then ``{"text": piece}`` as the model writes."""

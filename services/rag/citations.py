@@ -124,8 +124,8 @@ def support(sentence: str, passages: Sequence[Passage], question: str = "") -> S
     it; words that the question brought in count half, since an answer repeats them whether it is right or not.
     """
     wanted = set(content_terms(sentence))
-    if not wanted:
-        return None
+    if not wanted or re.search(r"[?？]\W*$", sentence):
+        return None  # nothing is claimed, by a question least of all: repeating it would match any passage on its topic
     asked = set(content_terms(question))
     weights = {term: (0.5 if term in asked else 1.0) * (2.0 if term.isdigit() else 1.0) for term in wanted}
     total = sum(weights.values())

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     model_url: HttpUrl = HttpUrl("http://127.0.0.1:8000/v1")
     model_name: str = ""
     model_api_key: SecretStr = SecretStr("")
-    model_timeout: float = Field(default=120.0, gt=0, le=3600)
+    model_timeout: float = Field(default=300.0, gt=0, le=3600)
 
     embedding_model: str = Field(default="infgrad/stella-base-zh", min_length=1)
     embedding_device: str = "cpu"

@@ -35,10 +35,6 @@ class NotFound(RagError):
     status, type, code = 404, "invalid_request_error", "not_found"
 
 
-class Conflict(RagError):
-    status, type, code = 409, "invalid_request_error", "conflict"
-
-
 class TooLarge(RagError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 

@@ -3,11 +3,15 @@
 LangServe reports every failure in a stream as a bare 500 inside a 200 response. Our route class looks at the first event
 before the response starts: an error there becomes a proper HTTP status with its reason; a later one keeps its reason in
 the error event.
+
+LangServe's playground pages show neither: they get a script of ours (web/playground.js), which shows the reason, and the
+answer as text.
 """
 
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -20,7 +24,13 @@ from services.rag.chain import chat_chain
 from services.rag.errors import RagError
 
 
-class StreamErrorRoute(APIRoute):
+_PLAYGROUND_SCRIPT = "/playground.js"
+_PLAYGROUND_TAG = f'<script src="{_PLAYGROUND_SCRIPT}"></script>'.encode()
+
+
+class EdgeRoute(APIRoute):
+    """Gives streams their errors back and the playground pages their script."""
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
@@ -28,6 +38,10 @@ class StreamErrorRoute(APIRoute):
             response = await handler(request)
             if isinstance(response, EventSourceResponse):
                 response.body_iterator = await _started(response.body_iterator)
+            elif response.media_type == "text/html":
+                # Scripts of the page itself are deferred modules: a plain one in the head runs before them.
+                page = bytes(response.body).replace(b"<head>", b"<head>" + _PLAYGROUND_TAG, 1)
+                return Response(page, response.status_code, media_type="text/html")
             return response
 
         return handle
@@ -66,8 +80,14 @@ def _is_error(event: Any) -> bool:
 
 def langserve_router(rag: Runnable[Any, Any]) -> APIRouter:
     """All routes of ``/rag`` and ``/chat``. Feedback and trace links need LangSmith and stay off."""
-    router = APIRouter(route_class=StreamErrorRoute)
+    router = APIRouter(route_class=EdgeRoute)
     off: dict[str, Any] = {"enable_feedback_endpoint": False, "enable_public_trace_link_endpoint": False}
     add_routes(router, rag, path="/rag", **off)
     add_routes(router, chat_chain(rag), path="/chat", playground_type="chat", **off)
+    script = resources.files("services.rag").joinpath("web/playground.js").read_bytes()
+
+    @router.get(_PLAYGROUND_SCRIPT, include_in_schema=False)
+    async def playground_script() -> Response:
+        return Response(script, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
     return router

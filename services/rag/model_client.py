@@ -3,6 +3,7 @@
 Its failures become this service's errors: unreachable, loading or full → 503; no answer in time → 504.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -141,7 +142,12 @@ class ModelClient:
         with self._translated():
             stream = chat.astream(_langchain(messages), max_tokens=max_tokens, temperature=temperature)
             async with _closing(stream):
-                async for chunk in stream:
+                while True:
+                    # Not httpx's timeout: a server's keep-alive comments during a long prefill reset that one.
+                    async with asyncio.timeout(self._timeout):
+                        chunk = await anext(stream, None)
+                    if chunk is None:
+                        return
                     if chunk.text:
                         yield chunk.text
 
@@ -167,7 +173,7 @@ class _Translated:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         match error:
-            case openai.APITimeoutError() | httpx.TimeoutException():
+            case openai.APITimeoutError() | httpx.TimeoutException() | TimeoutError():
                 if isinstance(error, httpx.ConnectTimeout) or isinstance(error.__cause__, httpx.ConnectTimeout):
                     raise self._unreachable() from error
                 raise ModelTimeout(

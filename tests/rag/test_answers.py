@@ -7,7 +7,8 @@ import httpx
 import pytest
 from langserve import RemoteRunnable
 
-from tests.rag.conftest import Pair, rag_env, sse, upload, wait
+from tests.rag.conftest import LEASES, Pair, rag_env, sse, upload, wait
+from tests.support.pdfs import make_pdf
 from tests.support.servers import Service, free_port, start_service
 
 HARD = "What is the hard limit of a lease?"
@@ -258,6 +259,18 @@ def test_a_slow_model_is_504_and_a_full_one_503(manual: Path, tmp_path: Path) ->
             assert full.status_code == 503
             assert "full" in full.json()["error"]["message"]
             assert int(full.headers["retry-after"]) > 0
+
+
+def test_a_small_context_shortens_the_answer_or_says_so(tmp_path: Path) -> None:
+    path = make_pdf(tmp_path / "long.pdf", [" ".join([LEASES] * 4)])
+    for context, status in (("512", 200), ("256", 502)):
+        with start_service("services.model", {"MODEL_ENGINE": "scripted", "MODEL_CONTEXT": context}) as model:
+            env = rag_env(model.url, tmp_path / context)
+            with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url, timeout=30) as client:
+                wait(client, upload(client, path)["job_id"])
+                response = client.post("/rag/invoke", json={"input": {"question": HARD}})
+                assert response.status_code == status, response.text
+                assert ("MODEL_CONTEXT" in response.text) == (status == 502)
 
 
 def test_a_wrong_key_for_the_model_is_named(manual: Path, tmp_path: Path) -> None:

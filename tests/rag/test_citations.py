@@ -75,6 +75,10 @@ def test_an_invented_sentence_is_not_supported() -> None:
     assert support("The warranty covers water damage.", [LEASE]) is None
 
 
+def test_a_repeated_question_is_no_answer() -> None:
+    assert support("租约的硬限制是多久？", [LEASE], "租约的硬限制是多久？") is None
+
+
 def test_a_sentence_without_content_is_not_supported() -> None:
     assert support("。", [LEASE]) is None
     assert support("", [LEASE]) is None

@@ -1,6 +1,7 @@
 """Documents through the HTTP interface of a real process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import httpx
@@ -201,6 +202,22 @@ def test_a_kill_loses_nothing_and_duplicates_nothing(model: Service, tmp_path: P
             "passages"
         ]
         assert len({(p["page"], p["start"]) for p in found}) == len(found)
+
+
+@pytest.mark.parametrize("lost", ["chroma", "lexical.sqlite"])
+def test_a_lost_index_is_made_again(model: Service, manual: Path, tmp_path: Path, lost: str) -> None:
+    env = rag_env(model.url, tmp_path / "data")
+    query = {"query": "hard limit of a lease", "k": 1, "mode": "dense" if lost == "chroma" else "lexical"}
+    with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url, timeout=30) as client:
+        wait(client, upload(client, manual)["job_id"])
+        expected = client.post("/search", json=query).json()
+        assert expected["passages"]
+    for path in (tmp_path / "data").glob(f"{lost}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url, timeout=30) as client:
+        # The same content again: its latest job is the one that mends the index.
+        assert wait(client, upload(client, manual)["job_id"])["state"] == "indexed"
+        assert client.post("/search", json=query).json() == expected
 
 
 def test_two_processes_do_not_share_a_data_folder(pair: Pair) -> None:

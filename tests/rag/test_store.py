@@ -81,22 +81,24 @@ def test_a_deleted_document_is_gone_at_once_and_its_job_cancelled(catalog: Catal
     assert not catalog.file_path(document).exists()
 
 
-def test_another_embedder_queues_every_document_again(catalog: Catalog) -> None:
+def test_a_document_can_be_indexed_again(catalog: Catalog) -> None:
     _, job = accept(catalog)
     catalog.finish(job, "old")
-    assert catalog.queue_reindex("old") == 0
-    assert catalog.queue_reindex("new") == 1
-    assert len(catalog.open_jobs()) == 1
+    catalog.queue_again(catalog.documents())
+    assert [j.filename for j in catalog.open_jobs()] == ["a.pdf"]
+    assert catalog.documents()[0].status == "accepted"
 
 
 def test_reopening_finds_everything_and_drops_half_uploads(tmp_path: Path) -> None:
     first = Catalog(tmp_path)
     document, _ = accept(first)
     (first.incoming_dir / "half").write_bytes(b"half")
+    (first.files_dir / "never-committed").write_bytes(b"half")
     first.close()
     second = Catalog(tmp_path)
     assert second.document(document.id) == document
     assert list(second.incoming_dir.iterdir()) == []
+    assert [p.name for p in second.files_dir.iterdir()] == [document.sha256]
 
 
 def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:

@@ -77,8 +77,9 @@ class JobRunner:
         try:
             for document in self._catalog.deleting():
                 self._purge(document)
-            if stale := self._catalog.queue_reindex(self._embedder.fingerprint):
-                log.warning("the embedding model changed: %d documents are embedded again", stale)
+            if stale := self._stale():
+                log.warning("%d documents are indexed again: another embedding model, or an index was lost", len(stale))
+                self._catalog.queue_again(stale)
         except Exception:
             log.exception("clean-up after the last run failed; it is tried again at the next start")
         while not self._stopping.is_set():
@@ -95,6 +96,20 @@ class JobRunner:
                 if not isinstance(error, ReadError | RagError):
                     log.exception("job %s (%s) failed", job.id, job.filename)
                 self._fail(job, str(error) or type(error).__name__)
+
+    def _stale(self) -> list[Document]:
+        """Indexed documents that the indexes do not hold whole, or that another embedder's vectors stand for."""
+        rows = self._lexical.counts()
+        return [
+            document
+            for document in self._catalog.documents()
+            if document.status == "indexed"
+            and (
+                document.fingerprint != self._embedder.fingerprint
+                or rows.get(document.id) != document.chunks
+                or self._vectors.missing(document.collection, [c.id for c in self._catalog.chunks_of(document.id)])
+            )
+        ]
 
     def _forget_if_deleted(self, job: Job) -> None:
         """A batch that was under way while its document was deleted may have left vectors behind."""

@@ -127,6 +127,7 @@ class Catalog:
             for leftover in self.incoming_dir.iterdir():
                 leftover.unlink(missing_ok=True)  # an upload that was never accepted
             self._migrate()
+            self._drop_unaccepted_files()
         except (OSError, sqlite3.Error) as error:
             raise StartupError(
                 f"RAG_DATA_DIR={data_dir} cannot be used: {error}. Name a folder this user can write to."
@@ -142,6 +143,13 @@ class Catalog:
             )
         if version == 0:
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    def _drop_unaccepted_files(self) -> None:
+        """A kill between storing a file and committing its document leaves a file that nobody was promised."""
+        known = {row[0] for row in self._db.execute("SELECT sha256 FROM documents")}
+        for path in self.files_dir.iterdir():
+            if path.name not in known:
+                path.unlink(missing_ok=True)
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -360,21 +368,17 @@ class Catalog:
                 (now, job.id),
             )
 
-    def queue_reindex(self, fingerprint: str) -> int:
-        """Queue a job for each indexed document whose vectors another embedder made; returns how many."""
+    def queue_again(self, documents: Sequence[Document]) -> None:
+        """Queue a job for each of these indexed documents; their text is kept, only the indexes are made again."""
         now = time.time()
         with self._transaction() as db:
-            stale = db.execute(
-                "SELECT id, filename FROM documents WHERE status = 'indexed' AND fingerprint IS NOT ?", (fingerprint,)
-            ).fetchall()
-            for row in stale:
-                db.execute("UPDATE documents SET status = 'accepted' WHERE id = ?", (row["id"],))
+            for document in documents:
+                db.execute("UPDATE documents SET status = 'accepted' WHERE id = ?", (document.id,))
                 db.execute(
                     "INSERT INTO jobs (id, document_id, filename, state, created_at, updated_at)"
                     " VALUES (?, ?, ?, 'accepted', ?, ?)",
-                    (uuid.uuid4().hex, row["id"], row["filename"], now, now),
+                    (uuid.uuid4().hex, document.id, document.filename, now, now),
                 )
-        return len(stale)
 
     def counts(self) -> dict[str, int]:
         """Documents by status."""

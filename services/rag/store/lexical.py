@@ -75,6 +75,11 @@ class LexicalIndex:
         with self._lock:
             self._db.execute("DELETE FROM chunks WHERE document_id = ?", (document_id,))
 
+    def counts(self) -> dict[str, int]:
+        """Rows by document id."""
+        with self._lock:
+            return dict(self._db.execute("SELECT document_id, COUNT(*) FROM chunks GROUP BY document_id").fetchall())
+
     def search(
         self, collection: str, query: str, k: int, document_ids: Sequence[str] | None = None
     ) -> list[tuple[str, float]]:

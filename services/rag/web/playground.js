@@ -1,0 +1,116 @@
+// Runs before LangServe's playground pages (/rag/playground, /chat/playground), which as released
+//   - print a streamed dictionary as one JSON object a token: here it becomes the answer, then its sources;
+//   - say nothing when a request fails, before or in the middle of the stream: here the reason is shown;
+//   - send a message when Enter only ends the composing of a Chinese word.
+// Only the page changes: the requests and the API's answers are what every other client gets.
+(() => {
+  "use strict";
+  const original = window.fetch;
+  let notice = null;
+
+  window.fetch = async (target, init) => {
+    const url = new URL(target instanceof Request ? target.url : target, location.href);
+    if (!url.pathname.endsWith("/stream_log")) return original(target, init);
+    notice?.remove();
+    let response;
+    try {
+      response = await original(target, init);
+    } catch (error) {
+      if (error.name !== "AbortError") show("The service does not answer: is it still running?");
+      throw error;
+    }
+    if (!response.ok) {
+      const text = await response.text();
+      show(reason(text) ?? `${response.status} ${response.statusText}`);
+      // The page would only complain about the content type.
+      throw new Error(reason(text) ?? text);
+    }
+    const { status, headers } = response;
+    return new Response(readable(response.body, question(init)), { status, headers });
+  };
+
+  // The event stream, each event rewritten as it comes. An error event breaks it, so that the page stops waiting.
+  function readable(body, asked) {
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    const encoder = new TextEncoder();
+    let rest = "";
+    return new ReadableStream({
+      async start(controller) {
+        try {
+          for (;;) {
+            const { value, done } = await reader.read();
+            if (done) break;
+            const events = (rest + value).split(/\r\n\r\n|\n\n/);
+            rest = events.pop();
+            for (const event of events) controller.enqueue(encoder.encode(`${rewritten(event, asked)}\n\n`));
+          }
+          controller.close();
+        } catch (error) {
+          if (error.name !== "AbortError") show(error.shown ?? "The service went away in the middle of the answer.");
+          controller.error(error);
+        }
+      },
+      cancel: (why) => reader.cancel(why),
+    });
+  }
+
+  function rewritten(event, asked) {
+    const lines = event.split(/\r?\n/);
+    const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
+    if (lines.some((line) => /^event: ?error$/.test(line))) {
+      const shown = reason(data) ?? data;
+      throw Object.assign(new Error(shown), { shown });
+    }
+    if (!lines.some((line) => /^event: ?data$/.test(line))) return event;
+    const { ops, ...others } = JSON.parse(data);
+    for (const op of ops) {
+      if (op.path === "/streamed_output/-" && typeof op.value === "object") op.value = asText(op.value, asked);
+    }
+    return `event: data\ndata: ${JSON.stringify({ ...others, ops })}`;
+  }
+
+  // A chunk of the output as a person reads it.
+  function asText({ standalone_question: standalone, answer = "", citations = [] }, asked) {
+    const understood = standalone && asked && standalone !== asked ? `→ ${standalone}\n\n` : "";
+    const sources = citations.map((c) => `\n[${c.index}] ${c.filename}, p. ${c.page}: “${c.quote.trim()}”`);
+    return understood + answer + (sources.length ? `\n${sources.join("")}` : "");
+  }
+
+  function question(init) {
+    try {
+      return JSON.parse(init.body).input.question.trim();
+    } catch {
+      return null;
+    }
+  }
+
+  // The message of an error of ours, or of LangServe's.
+  function reason(text) {
+    try {
+      const body = JSON.parse(text);
+      return body.error?.message ?? body.message ?? null;
+    } catch {
+      return null;
+    }
+  }
+
+  function show(message) {
+    notice?.remove();
+    notice = document.createElement("div");
+    notice.setAttribute("role", "alert");
+    notice.title = "Click to close";
+    notice.textContent = message;
+    notice.onclick = () => notice.remove();
+    notice.style.cssText =
+      "position:fixed;top:1rem;left:50%;transform:translateX(-50%);max-width:min(90vw,48rem);z-index:10;cursor:pointer;" +
+      "padding:.75rem 1rem;border:1px solid #b42318;border-radius:.75rem;background:#fef3f2;color:#b42318;" +
+      "font:1rem system-ui,sans-serif;white-space:pre-wrap;overflow-wrap:anywhere;box-shadow:0 4px 16px #0003";
+    document.body.append(notice);
+  }
+
+  // Older Safari reports the Enter that ends a composition as not composing, with key code 229.
+  const composing = (event) => {
+    if (event.key === "Enter" && (event.isComposing || event.keyCode === 229)) event.stopImmediatePropagation();
+  };
+  window.addEventListener("keydown", composing, true);
+})();
