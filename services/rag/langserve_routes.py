@@ -23,7 +23,6 @@ from sse_starlette import EventSourceResponse
 from services.rag.chain import chat_chain
 from services.rag.errors import RagError
 
-
 _PLAYGROUND_SCRIPT = "/playground.js"
 _PLAYGROUND_TAG = f'<script src="{_PLAYGROUND_SCRIPT}"></script>'.encode()
 
@@ -39,8 +38,8 @@ class EdgeRoute(APIRoute):
             if isinstance(response, EventSourceResponse):
                 response.body_iterator = await _started(response.body_iterator)
             elif response.media_type == "text/html":
-                # Scripts of the page itself are deferred modules: a plain one in the head runs before them.
-                page = bytes(response.body).replace(b"<head>", b"<head>" + _PLAYGROUND_TAG, 1)
+                # After the page's inline script, which sets the schemas; before its module, which is deferred.
+                page = bytes(response.body).replace(b"</body>", _PLAYGROUND_TAG + b"</body>", 1)
                 return Response(page, response.status_code, media_type="text/html")
             return response
 
@@ -81,7 +80,11 @@ def _is_error(event: Any) -> bool:
 def langserve_router(rag: Runnable[Any, Any]) -> APIRouter:
     """All routes of ``/rag`` and ``/chat``. Feedback and trace links need LangSmith and stay off."""
     router = APIRouter(route_class=EdgeRoute)
-    off: dict[str, Any] = {"enable_feedback_endpoint": False, "enable_public_trace_link_endpoint": False}
+    off: dict[str, Any] = {
+        "enable_feedback_endpoint": False,
+        "enable_public_trace_link_endpoint": False,
+        "disabled_endpoints": ["token_feedback"],
+    }
     add_routes(router, rag, path="/rag", **off)
     add_routes(router, chat_chain(rag), path="/chat", playground_type="chat", **off)
     script = resources.files("services.rag").joinpath("web/playground.js").read_bytes()

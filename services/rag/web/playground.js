@@ -1,6 +1,7 @@
-// Runs before LangServe's playground pages (/rag/playground, /chat/playground), which as released
+// Runs before LangServe's own script in its pages (/rag/playground, /chat/playground), which as released
 //   - print a streamed dictionary as one JSON object a token: here it becomes the answer, then its sources;
 //   - say nothing when a request fails, before or in the middle of the stream: here the reason is shown;
+//   - draw earlier turns as nested lists that cannot be filled in: here they are fields, one pair a turn;
 //   - send a message when Enter only ends the composing of a Chinese word.
 // Only the page changes: the requests and the API's answers are what every other client gets.
 (() => {
@@ -8,8 +9,14 @@
   const original = window.fetch;
   let notice = null;
 
+  if (window.INPUT_SCHEMA) drawable(window.INPUT_SCHEMA);
+
   window.fetch = async (target, init) => {
     const url = new URL(target instanceof Request ? target.url : target, location.href);
+    if (url.pathname.endsWith("/input_schema")) {
+      const response = await original(target, init);
+      return response.ok ? Response.json(drawable(await response.json())) : response;
+    }
     if (!url.pathname.endsWith("/stream_log")) return original(target, init);
     notice?.remove();
     let response;
@@ -28,6 +35,16 @@
     const { status, headers } = response;
     return new Response(readable(response.body, question(init)), { status, headers });
   };
+
+  // The form knows a pair only as JSON Schema wrote it before 2020, and its widget by `extra`.
+  function drawable(schema) {
+    const history = schema.properties?.chat_history;
+    if (history?.items?.prefixItems) {
+      const { prefixItems: items, ...rest } = history.items;
+      Object.assign(history, { items: { ...rest, items }, extra: { widget: { type: "chat" } } });
+    }
+    return schema;
+  }
 
   // The event stream, each event rewritten as it comes. An error event breaks it, so that the page stops waiting.
   function readable(body, asked) {
