@@ -48,27 +48,35 @@
 
   // The event stream, each event rewritten as it comes. An error event breaks it, so that the page stops waiting.
   function readable(body, asked) {
-    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    const events = split(body.pipeThrough(new TextDecoderStream()).getReader());
     const encoder = new TextEncoder();
+    const pull = async (controller) => {
+      try {
+        const { value, done } = await events.next();
+        if (done) controller.close();
+        else controller.enqueue(encoder.encode(`${rewritten(value, asked)}\n\n`));
+      } catch (error) {
+        if (error.name !== "AbortError") show(error.shown ?? "The service went away in the middle of the answer.");
+        controller.error(error);
+      }
+    };
+    // Nothing is queued: an error would throw away what the page has not read yet.
+    return new ReadableStream({ pull, cancel: () => events.return() }, { highWaterMark: 0 });
+  }
+
+  async function* split(reader) {
     let rest = "";
-    return new ReadableStream({
-      async start(controller) {
-        try {
-          for (;;) {
-            const { value, done } = await reader.read();
-            if (done) break;
-            const events = (rest + value).split(/\r\n\r\n|\n\n/);
-            rest = events.pop();
-            for (const event of events) controller.enqueue(encoder.encode(`${rewritten(event, asked)}\n\n`));
-          }
-          controller.close();
-        } catch (error) {
-          if (error.name !== "AbortError") show(error.shown ?? "The service went away in the middle of the answer.");
-          controller.error(error);
-        }
-      },
-      cancel: (why) => reader.cancel(why),
-    });
+    try {
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) return;
+        const events = (rest + value).split(/\r\n\r\n|\n\n/);
+        rest = events.pop();
+        yield* events;
+      }
+    } finally {
+      await reader.cancel();
+    }
   }
 
   function rewritten(event, asked) {
