@@ -44,7 +44,11 @@ def create_app(settings: Settings, engine: Engine, names: Sequence[str]) -> Fast
         await service.close()
 
     app: FastAPI = FastAPIOffline(
-        title="docduet model service", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
+        title="docduet model service",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,  # its page asks another host for a logo
     )
     app.state.service = service
     _add_routes(app, service)

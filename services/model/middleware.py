@@ -20,7 +20,7 @@ from services.model.service import ModelService
 log = logging.getLogger("docduet.model.requests")
 
 # Probes come without keys, and the API page is no secret.
-OPEN_PATHS = ("/health", "/ready", "/docs", "/redoc", "/openapi.json", "/static-offline-docs")
+OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json", "/static-offline-docs")
 # Known routes; others share one label, or a port scan would fill the metrics.
 _ROUTES = ("/health", "/ready", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions", "/tokenize")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")

@@ -121,6 +121,7 @@ def create_app(settings: Settings, load_embedder: Callable[[], Embedder]) -> Fas
         version="0.1.0",
         description="Ask your own documents, with every answer traceable to a page.",
         lifespan=lifespan,
+        redoc_url=None,  # its page asks another host for a logo
     )
     app.state.service = service
     app.state.fatal = None

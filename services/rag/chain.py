@@ -6,6 +6,7 @@ dictionaries that add up to the invoked one: first ``standalone_question``, then
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -373,5 +374,7 @@ def messages_to_input(messages: Sequence[BaseMessage]) -> dict[str, Any]:
         if isinstance(message, HumanMessage):
             history.append((message.text, ""))
         elif history:
-            history[-1] = (history[-1][0], (history[-1][1] + message.text).strip())
+            # Our own list of sources at the end is not part of what was said.
+            said = re.sub(r"\n\n(?:\[\d+\] .+, p\. \d+\n?)+$", "", message.text)
+            history[-1] = (history[-1][0], (history[-1][1] + said).strip())
     return {"question": spoken[-1].text, "chat_history": history}

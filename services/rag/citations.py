@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.rag.documents.chunking import sentences
+from services.rag.documents.reflow import CJK
 from services.rag.store.lexical import content_terms
 
 # Share of an answer sentence's content terms that a quote must hold. A quoted fact holds nearly all of them, a paraphrase
@@ -22,6 +23,7 @@ _MARKER = re.compile(r"\s?(?:\[\s*\d{1,3}(?:\s*[,，、]\s*\d{1,3})*\s*\]|【\s*
 # A text that may still become a marker when more of it comes.
 _MARKER_PREFIX = re.compile(r"\s?(?:[\[【]\s*(?:\d{1,3}\s*[,，、]?\s*)*)?$")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_QUANTITY = re.compile(rf"(\d+(?:[.,]\d+)*)[ \u00a0-]?([{CJK}]|[A-Za-z%°]+)?")
 _CHINESE_DIGITS = {c: str(n) for n, c in enumerate("零一二三四五六七八九")} | {"两": "2", "十": "10", "〇": "0"}
 # Where a streamed sentence ends: a terminator and what follows it is not part of a number, name or quotation.
 _END = re.compile(r"[。！？!?；;][”’\"'）)」』】]*|\n+|\.[”’\"')]*(?=\s)")
@@ -117,6 +119,26 @@ def numbers(text: str) -> set[str]:
     return found
 
 
+def _quantities(text: str) -> dict[str, set[str]]:
+    """Each number of ``text`` with what may be its unit: the next CJK character or Latin word, "" where none follows."""
+    found: dict[str, set[str]] = {number: {""} for number in numbers(text)}
+    for match in _QUANTITY.finditer(text):
+        found.setdefault(match[1].replace(",", "").rstrip("."), set()).add((match[2] or "").lower())
+    return {number: units - {""} or {""} for number, units in found.items()}
+
+
+def _holds(needed: dict[str, set[str]], held: dict[str, set[str]], extra: set[str]) -> bool:
+    """Whether every number of ``needed`` is in ``held`` with a unit that may be the same (``hour``, ``hours``, ``h``)."""
+    return all(
+        number in extra or any(_same_unit(u, v) for u in units for v in held.get(number, ()))
+        for number, units in needed.items()
+    )
+
+
+def _same_unit(one: str, other: str) -> bool:
+    return not one or not other or one.startswith(other) or other.startswith(one)
+
+
 def support(sentence: str, passages: Sequence[Passage], question: str = "") -> Support | None:
     """The span that bears ``sentence`` out best, or None when nothing does.
 
@@ -129,7 +151,7 @@ def support(sentence: str, passages: Sequence[Passage], question: str = "") -> S
     asked = set(content_terms(question))
     weights = {term: (0.5 if term in asked else 1.0) * (2.0 if term.isdigit() else 1.0) for term in wanted}
     total = sum(weights.values())
-    needed = numbers(sentence)
+    needed = _quantities(sentence)
     best: Support | None = None
     best_rank = (0.0, 0.0, 0)
     for passage in passages:
@@ -142,7 +164,7 @@ def support(sentence: str, passages: Sequence[Passage], question: str = "") -> S
                 quote = passage.text[start:end]
                 held = set(content_terms(quote))
                 score = sum(weight for term, weight in weights.items() if term in held) / total
-                if score < SUPPORT_THRESHOLD or not needed <= numbers(quote) | numbers(passage.filename):
+                if score < SUPPORT_THRESHOLD or not _holds(needed, _quantities(quote), numbers(passage.filename)):
                     continue
                 # The best match, then the better passage, then the shorter quote.
                 rank = (round(score, 2), passage.score, -len(quote))

@@ -177,3 +177,8 @@ def test_the_api_page_needs_no_network(pair: Pair, tmp_path: Path, service: str,
         seen.page.screenshot(path=str(tmp_path / f"docs-{service}.png"))
     assert seen.left == []
     assert seen.errors == []
+
+
+@pytest.mark.parametrize("service", ["model", "rag"])
+def test_there_is_no_page_that_asks_another_host(pair: Pair, service: str) -> None:
+    assert (pair.model if service == "model" else pair.rag).get("/redoc").status_code == 404

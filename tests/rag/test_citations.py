@@ -70,6 +70,14 @@ def test_a_wrong_number_is_not_supported() -> None:
     assert support("租约的硬限制是 3 小时。", [LEASE, REPLICA], "租约的硬限制是多久？") is None
 
 
+def test_a_number_counts_with_its_unit() -> None:
+    text = "The soft limit of lease 1 is 90 seconds. The soft limit of lease 2 is 90 seconds."
+    assert support("The hard limit of a lease is 2 hours.", [passage(text)], "What is the hard limit?") is None
+    assert support("The soft limit of lease 2 is 90 seconds.", [passage(text)]) is not None
+    assert support("硬限制是 2 天。", [LEASE], "租约的硬限制是多久？") is None
+    assert support("The battery lasts 26 months.", [passage("It has a 26-month battery, which lasts 26 months.")])
+
+
 def test_an_invented_sentence_is_not_supported() -> None:
     assert support("张伟是这家公司的首席执行官。", [LEASE, REPLICA]) is None
     assert support("The warranty covers water damage.", [LEASE]) is None

@@ -45,7 +45,8 @@ def visit(url: str) -> Iterator[Visit]:
             page.route("**/*", gate)
             page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: seen.errors.append(str(error)))
-            page.goto(url)
+            # The playgrounds fetch their schemas first; what is typed before that is sent without its form.
+            page.goto(url, wait_until="networkidle")
             yield seen
         finally:
             browser.close()
