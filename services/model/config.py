@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,10 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.model.errors import ConfigError
+from services.model.limits import DEFAULT, Limits, fingerprint, read_limits
+
+# Their values hold keys, also when they are wrong ones.
+_SECRET = ("MODEL_API_KEYS", "MODEL_LIMITS")
 
 
 class Settings(BaseSettings):
@@ -25,7 +30,12 @@ class Settings(BaseSettings):
     )
     name: str | None = Field(None, description="Name that clients use for the model; default: derived from MODEL_ID.")
     engine: Literal["auto", "llamacpp", "transformers", "scripted"] = Field("auto", description="Which engine runs it.")
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where the engine was built for one.")
+    device: Literal["auto", "cpu", "gpu", "cuda"] = Field(
+        "auto", description="auto: a GPU where there is one and the engine was built for it; cuda is gpu."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the transformers engine; auto: float32 on a CPU, the checkpoint's own on a GPU."
+    )
     context: int | None = Field(None, ge=256, description="Most tokens a request may span, prompt and answer together.")
     parallel: int = Field(4, ge=1, le=256, description="Most requests that decode together.")
     queue: int = Field(64, ge=0, description="Most requests that wait for a place; one more gets 429.")
@@ -35,11 +45,18 @@ class Settings(BaseSettings):
     batch: int = Field(
         128, ge=32, le=4096, description="Prefill block in tokens; smaller: sooner cancelled, larger: a little faster."
     )
+    seeded: Literal["alone", "together"] = Field(
+        "alone",
+        description="How llama.cpp runs a request with a seed: alone, the same text each time; together: nearly.",
+    )
     prompt_cache_mb: int = Field(
         128, ge=0, description="RAM for the KV of finished conversations, beside the KV cache."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: the cores this process may use.")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="Comma-separated bearer keys.")
+    limits: Annotated[dict[str, Limits] | None, NoDecode] = Field(
+        None, repr=False, description="Limits by key: JSON, or a file with it."
+    )
     allow_anonymous: bool = Field(False, description="Serve beyond loopback without keys (a container's own network).")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
@@ -48,13 +65,19 @@ class Settings(BaseSettings):
         description="Where fetched weights are kept.",
     )
     max_body_mb: int = Field(8, ge=1, description="Largest request body in MiB; more gets 413.")
+    request_seconds: float = Field(0, ge=0, description="Longest time for a request, waiting included; 0: no limit.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated origins whose pages may call the service, or *; empty: none."
+    )
     drain_seconds: float = Field(30, ge=0, description="How long SIGTERM waits for running and queued requests.")
     script: Path | None = Field(None, description="JSON rules of the scripted engine.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level of the log on stderr.")
+    log_format: Literal["text", "json"] = Field("text", description="A line of text, or a JSON object a line.")
+    log_prompts: bool = Field(False, description="Write prompts and answers to the log.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
@@ -66,6 +89,19 @@ class Settings(BaseSettings):
             if not key.isascii() or not key.isprintable() or " " in key:
                 raise ValueError("a key must be printable ASCII without spaces, or no client can send it")
         return keys
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _read_limits(cls, value: Any) -> Any:
+        return read_limits(value) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_what_browsers_send(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-zA-Z][\w+.-]*://[^/\s]+", origin, re.ASCII):
+                raise ValueError(f"{origin!r} is no origin: scheme://host or scheme://host:port, without a path, or *")
+        return tuple(origin.lower() for origin in origins)
 
     @field_validator("cache_dir", "script")
     @classmethod
@@ -82,16 +118,31 @@ def load_settings(**overrides: Any) -> Settings:
         for problem in error.errors():
             variable = "MODEL_" + "_".join(str(part) for part in problem["loc"][:1]).upper()
             message = problem["msg"].removeprefix("Value error, ")
-            # The value of a key is a secret, also when it is a wrong one.
-            given = "" if variable == "MODEL_API_KEYS" else f" (it is {problem['input']!r})"
-            lines.append(f"{variable}: {message}{given}")
+            given = "" if variable in _SECRET else f" (it is {problem['input']!r})"
+            lines.append(f"{variable}: {_place_in_limits(problem['loc'])}{message}{given}")
         raise ConfigError("\n".join(lines)) from None
+    strangers = [key for key in settings.limits or {} if key != DEFAULT and key not in settings.api_keys]
+    if strangers:
+        raise ConfigError(
+            f"MODEL_LIMITS: {', '.join(map(fingerprint, strangers))} (the start of the SHA-256) is not among MODEL_API_KEYS. Add "
+            f"the key there, or leave its entry out; {DEFAULT!r} is for those without an entry."
+        )
     if not settings.api_keys and not settings.allow_anonymous and not is_loopback(settings.host):
         raise ConfigError(
             f"MODEL_HOST={settings.host} would open the model to the network without a key. Set MODEL_API_KEYS, or bind to "
             "127.0.0.1, or set MODEL_ALLOW_ANONYMOUS=true where something else guards the port."
         )
     return settings
+
+
+def _place_in_limits(place: tuple[int | str, ...]) -> str:
+    """Which entry and field of MODEL_LIMITS is wrong, without showing a key."""
+    if place[0] != "limits" or len(place) < 2:
+        return ""
+    entry = DEFAULT if place[1] == DEFAULT else fingerprint(str(place[1]))
+    # A field's name is shown when it could be one, for that is where typing errors are.
+    fields = (str(part) if re.fullmatch("[a-z_]+", str(part)) else "a field" for part in place[2:])
+    return ".".join([entry, *fields]) + ": "
 
 
 def is_loopback(host: str) -> bool:

@@ -23,9 +23,11 @@ class ServiceError(Exception):
         if code is not None:
             self.code = code
 
-    def body(self) -> dict[str, Any]:
-        """The OpenAI error object."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def body(self, request_id: str | None = None) -> dict[str, Any]:
+        """The OpenAI error object, and beside it the id under which the log has the request. The object has OpenAI's four
+        fields and no more: some clients are strict about it."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error} | ({"request_id": request_id} if request_id else {})
 
     def headers(self) -> dict[str, str]:
         return {}
@@ -89,6 +91,34 @@ class QueueFull(ServiceError):
         return {"Retry-After": str(self.retry_after)}
 
 
+class RateLimited(ServiceError):
+    """This client has used up what MODEL_LIMITS gives it; `limit` says of what: requests, tokens or concurrent."""
+
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after = retry_after
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after)}
+
+
+class RequestTimeout(ServiceError):
+    """The request took longer than MODEL_REQUEST_SECONDS, waiting included."""
+
+    type = "timeout_error"
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the answer was not finished within {seconds:g} s (MODEL_REQUEST_SECONDS), waiting included; ask for fewer tokens, "
+            "or try again when the service has less to do"
+        )
+
+
 class NotReady(ServiceError):
     """The weights are not loaded (yet)."""
 
@@ -115,6 +145,16 @@ class EngineFailed(ServiceError):
     code = "engine_failed"
 
 
+class OutOfMemory(EngineFailed):
+    """This request did not fit into memory; the others, and a smaller one, do."""
+
+    type = "service_unavailable"
+    code = "out_of_memory"
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "5"}
+
+
 class ClientGone(Exception):
     """The client closed its connection; nobody reads an answer."""
 
@@ -129,9 +169,12 @@ STATUS: dict[type[ServiceError], int] = {
     BodyTooLarge: 413,
     WrongContentType: 415,
     QueueFull: 429,
+    RateLimited: 429,
     ServiceError: 500,
     NotReady: 503,
     Draining: 503,
+    OutOfMemory: 503,
+    RequestTimeout: 504,
 }
 # nginx's number for "client closed request": for logs and metrics, no client ever reads it.
 CLIENT_GONE_STATUS = 499

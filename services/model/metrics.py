@@ -20,6 +20,12 @@ class Metrics:
             ["route", "status"],
             registry=self.registry,
         )
+        self.limited = Counter(
+            prefix + "requests_limited",
+            "Requests refused because the client had used up a limit: requests, tokens or concurrent",
+            ["limit"],
+            registry=self.registry,
+        )
         self.running = Gauge(prefix + "requests_running", "Requests that the engine works on", registry=self.registry)
         self.waiting = Gauge(prefix + "requests_waiting", "Requests that wait for a place", registry=self.registry)
         self.prompt_tokens = Counter(prefix + "prompt_tokens", "Tokens of accepted prompts", registry=self.registry)

@@ -11,9 +11,10 @@ from services.model.errors import QueueFull
 
 @dataclass(frozen=True)
 class Reservation:
-    """A place, and the KV tokens that the request may come to need. Given back with `Scheduler.release`, once."""
+    """Places, and the KV tokens that the request may come to need. Given back with `Scheduler.release`, once."""
 
     tokens: int
+    places: int = 1
 
 
 class Scheduler:
@@ -27,19 +28,21 @@ class Scheduler:
         self._places = places
         self._tokens = tokens
         self._queue = queue
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], Reservation]] = deque()
         self.running = 0
+        self._taken = 0  # places
         self.reserved = 0
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def admit(self, tokens: int) -> Reservation:
-        """Waits for a place for `tokens` (at most the whole cache). Raises QueueFull; cancelling leaves the queue."""
-        tokens = min(tokens, self._tokens)
-        if not self._waiting and self._fits(tokens):
-            return self._take(tokens)
+    async def admit(self, tokens: int, *, alone: bool = False) -> Reservation:
+        """Waits for a place for `tokens` (at most the whole cache), or for all of them. Raises QueueFull; cancelling leaves the
+        queue."""
+        wanted = Reservation(min(tokens, self._tokens), self._places if alone else 1)
+        if not self._waiting and self._fits(wanted):
+            return self._take(wanted)
         if len(self._waiting) >= self._queue:
             raise QueueFull(
                 f"{self.running} requests are running and {len(self._waiting)} waiting, which is the bound (MODEL_PARALLEL, "
@@ -47,34 +50,36 @@ class Scheduler:
                 retry_after=max(1, (len(self._waiting) + self.running) // self._places),
             )
         turn = asyncio.get_running_loop().create_future()
-        entry = (turn, tokens)
+        entry = (turn, wanted)
         self._waiting.append(entry)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(Reservation(tokens))  # it was given the place in the same moment
+                self.release(wanted)  # it was given the place in the same moment
             else:
                 self._waiting.remove(entry)
                 self._admit_next()
             raise
-        return Reservation(tokens)
+        return wanted
 
     def release(self, reservation: Reservation) -> None:
         self.running -= 1
+        self._taken -= reservation.places
         self.reserved -= reservation.tokens
         self._admit_next()
 
-    def _fits(self, tokens: int) -> bool:
-        return self.running < self._places and self.reserved + tokens <= self._tokens
+    def _fits(self, wanted: Reservation) -> bool:
+        return self._taken + wanted.places <= self._places and self.reserved + wanted.tokens <= self._tokens
 
-    def _take(self, tokens: int) -> Reservation:
+    def _take(self, wanted: Reservation) -> Reservation:
         self.running += 1
-        self.reserved += tokens
-        return Reservation(tokens)
+        self._taken += wanted.places
+        self.reserved += wanted.tokens
+        return wanted
 
     def _admit_next(self) -> None:
         while self._waiting and self._fits(self._waiting[0][1]):
-            turn, tokens = self._waiting.popleft()
-            self._take(tokens)
+            turn, wanted = self._waiting.popleft()
+            self._take(wanted)
             turn.set_result(None)

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jinja2
 
-from services.model.chat import ChatTemplate, Message
+from services.model.chat import ChatTemplate, Prompt
 from services.model.config import Settings
-from services.model.engine.base import Engine, GenerationRequest, ModelInfo
+from services.model.engine.base import Engine, GenerationRequest, ModelInfo, Sampling
 from services.model.errors import (
     ContextLengthExceeded,
     Draining,
@@ -24,9 +25,11 @@ from services.model.errors import (
     StartupError,
 )
 from services.model.generation import Generation, Generator
+from services.model.messages import Message
 from services.model.metrics import Metrics
 from services.model.protocol import Options
 from services.model.scheduler import Scheduler
+from services.model.tools import Tool
 
 log = logging.getLogger("docduet.model")
 
@@ -97,7 +100,11 @@ class ModelService:
         if info.chat_template is not None:
             try:
                 self._template = ChatTemplate(
-                    info.chat_template, info.special_tokens, bos_token=info.bos_token, eos_token=info.eos_token
+                    info.chat_template,
+                    info.special_tokens,
+                    bos_token=info.bos_token,
+                    eos_token=info.eos_token,
+                    tool_style=info.tool_style,
                 )
             except jinja2.TemplateError as error:
                 log.error("the checkpoint's chat template cannot be used, so chat completions are refused: %s", error)
@@ -159,7 +166,23 @@ class ModelService:
             )
         return name
 
-    async def chat_tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    @property
+    def thinks(self) -> bool:
+        """Whether the model can think before it answers."""
+        return self._template is not None and self._template.thinks
+
+    @property
+    def tool_style(self) -> str:
+        return self.info.tool_style if self.info else "hermes"
+
+    async def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
         """The prompt of a conversation. Raises InvalidRequest where the template refuses it."""
         template = self._template
         if template is None:
@@ -168,7 +191,12 @@ class ModelService:
             )
         # In a thread: a template and a tokenizer may take a while on a long conversation.
         return await asyncio.to_thread(
-            template.tokenize, messages, self.engine.tokenize, add_generation_prompt=add_generation_prompt
+            template.tokenize,
+            messages,
+            self.engine.tokenize,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
         )
 
     async def text_tokens(self, text: str, *, add_bos: bool = True) -> list[int]:
@@ -196,8 +224,19 @@ class ModelService:
                 f"{param} and {options.max_tokens} for the answer ({options.max_tokens_param}); at most {room} are left",
                 param=options.max_tokens_param,
             )
+        beyond = [token_id for token_id in options.sampling.get("logit_bias", ()) if token_id >= info.vocab_size]
+        if beyond:
+            raise InvalidRequest(
+                f"logit_bias holds {beyond[0]}; token ids end at {info.vocab_size - 1}", param="logit_bias"
+            )
+        sampling = Sampling(**{**info.defaults, **options.sampling})
+        seeded = sampling.seed is not None and sampling.temperature > 0
         return GenerationRequest(
-            token_ids, options.max_tokens or min(room, options.default_max_tokens or room), options.sampling
+            token_ids,
+            options.max_tokens or min(room, options.default_max_tokens or room),
+            sampling,
+            options.logprobs,
+            alone=seeded and not info.batch_invariant and self.settings.seeded == "alone",
         )
 
     async def start(self, request: GenerationRequest, *, arrived: float) -> Generation:

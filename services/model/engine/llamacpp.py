@@ -17,7 +17,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,20 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from xllamacpp import xllamacpp
 
-from services.model.engine.base import Event, Finish, GenerationRequest, ModelInfo, Progress, Report, Sampling, Token
+from services.model.engine.base import (
+    Candidate,
+    Event,
+    Finish,
+    GenerationRequest,
+    ModelInfo,
+    Progress,
+    Report,
+    Sampling,
+    Token,
+    TokenLogprob,
+)
 from services.model.engine.gguf import read_gguf
+from services.model.engine.lark import Watch, render
 from services.model.errors import CheckpointError, EngineFailed
 
 log = logging.getLogger("docduet.model")
@@ -101,6 +113,8 @@ class LlamaCppEngine:
             special_tokens=facts.control_tokens,
             bos_token=facts.bos_token,
             eos_token=facts.eos_token,
+            # Its kernels differ by the number of rows, and its attention by where in the cache a sequence lies.
+            batch_invariant=False,
         )
 
     def _params(self, path: Path, kv_tokens: int, key: str) -> Any:
@@ -139,20 +153,26 @@ class LlamaCppEngine:
         return httpx.Client(base_url="http://llamacpp", headers=headers, timeout=60, transport=transport)
 
     def tokenize(self, text: str, *, special: bool, add_bos: bool = False) -> list[int]:
-        if self._door is None:
-            raise EngineFailed("the tokenizer is not loaded")
         if not text and not add_bos:
             return []
-        try:
-            response = self._door.post(
-                "/tokenize", json={"content": text, "add_special": add_bos, "parse_special": special}
-            )
-            response.raise_for_status()
-            ids: list[int] = json.loads(response.content)["tokens"]
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            log.exception("llama.cpp's tokenizer failed on a text of %d characters", len(text))
-            raise EngineFailed(f"the tokenizer failed on a text of {len(text)} characters; the log says why") from error
+        body = {"content": text, "add_special": add_bos, "parse_special": special}
+        ids: list[int] = self._ask("/tokenize", body, "tokens")
         return ids
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return str(self._ask("/detokenize", {"tokens": list(token_ids)}, "content"))
+
+    def _ask(self, path: str, body: dict[str, Any], wanted: str) -> Any:
+        if self._door is None:
+            raise EngineFailed("the tokenizer is not loaded")
+        try:
+            response = self._door.post(path, json=body)
+            response.raise_for_status()
+            return json.loads(response.content)[wanted]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            size = len(next(iter(body.values())))
+            log.exception("llama.cpp's tokenizer failed at %s on %d", path, size)
+            raise EngineFailed(f"the tokenizer failed on a text of length {size}; the log says why") from error
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         loop = asyncio.get_running_loop()
@@ -167,7 +187,7 @@ class LlamaCppEngine:
             # Runs in the engine's thread with the GIL, once a token: True stops the generation.
             if cancelled.is_set() or self._closing.is_set():
                 return True
-            event = _event(chunk)
+            event = _event(chunk, request.logprobs)
             if event is not None:
                 send(event)
             return False
@@ -180,12 +200,16 @@ class LlamaCppEngine:
                 log.exception("llama.cpp failed")
                 send(EngineFailed(f"the engine failed: {type(error).__name__}; the log says more"))
 
+        # llama.cpp answers without any grammar when its copy of the library does not take the one that it is given.
+        watch = await asyncio.to_thread(Watch, render(request.constraint)) if request.constraint else None
         running = loop.run_in_executor(self._threads, work)
         try:
             while True:
                 event = await events.get()
                 if isinstance(event, Exception):
                     raise event
+                if watch is not None and _strays(event, watch):
+                    raise EngineFailed("the engine left the schema that the answer has to fit; the log says which")
                 yield event
                 if type(event) is Finish:
                     return
@@ -209,6 +233,13 @@ class LlamaCppEngine:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
 
 
+def _strays(event: Event, watch: Watch) -> bool:
+    if isinstance(event, Token) and not watch.fits(event.text):
+        log.error("llama.cpp did not keep to a grammar; it begins: %.500s", watch.grammar)
+        return True
+    return isinstance(event, Finish) and event.reason == "stop" and not watch.complete
+
+
 async def _settled(future: asyncio.Future[None]) -> None:
     """Waits for the engine's thread even when this task is cancelled (again): its place must not be given away earlier."""
     interrupted = False
@@ -224,8 +255,8 @@ async def _settled(future: asyncio.Future[None]) -> None:
 def _payload(request: GenerationRequest) -> dict[str, Any]:
     """llama.cpp's completion request. Every sampling field is explicit: its defaults (top_k 40, min_p 0.05) are not OpenAI's."""
     sampling: Sampling = request.sampling
-    penalised = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-    return {
+    penalised = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
+    payload: dict[str, Any] = {
         "prompt": request.token_ids,
         "n_predict": request.max_tokens,
         "stream": True,
@@ -234,16 +265,42 @@ def _payload(request: GenerationRequest) -> dict[str, Any]:
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "seed": _seed(sampling.seed),
-        "repeat_penalty": 1.0,
+        "repeat_penalty": sampling.repetition_penalty,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         # All the text so far; llama.cpp's -1 for that is not accepted here.
         "repeat_last_n": len(request.token_ids) + request.max_tokens if penalised else 0,
-        "ignore_eos": sampling.ignore_eos,
-        "cache_prompt": True,
+        "ignore_eos": sampling.ignore_eos and request.constraint is None,  # a grammar's end is the end
+        "cache_prompt": not request.alone,
         "timings_per_token": True,  # the exact number of tokens, also where several make one character
         "return_progress": True,  # a callback for each block of the prompt: the only chance to cancel there
     }
+    if sampling.logit_bias:
+        payload["logit_bias"] = [[token_id, bias] for token_id, bias in sampling.logit_bias.items()]
+    if request.logprobs is not None:
+        payload["n_probs"] = max(1, request.logprobs)
+    if request.constraint is not None:
+        payload["grammar"] = render(request.constraint)
+    return payload
+
+
+def _logprobs(found: dict[str, Any] | None, text: str, alternatives: int) -> tuple[TokenLogprob, ...]:
+    """llama.cpp's list of drawn tokens; one that only ends a character stands for the whole of it."""
+    entries = (found or {}).get("content", [])
+    whole = text.encode()
+    return tuple(
+        TokenLogprob(
+            Candidate(whole if len(entries) == 1 else bytes(entry["bytes"]), _finite(entry["logprob"])),
+            tuple(
+                Candidate(bytes(top["bytes"]), _finite(top["logprob"])) for top in entry["top_logprobs"][:alternatives]
+            ),
+        )
+        for entry in entries
+    )
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, -9999.0)  # as OpenAI writes "impossible"; -inf is not JSON
 
 
 def _seed(seed: int | None) -> int:
@@ -254,7 +311,7 @@ def _seed(seed: int | None) -> int:
     return folded if folded != _RANDOM_SEED else 0
 
 
-def _event(chunk: dict[str, Any]) -> Event | Exception | None:
+def _event(chunk: dict[str, Any], alternatives: int | None) -> Event | Exception | None:
     if "error" in chunk:
         error = chunk["error"]
         log.error("llama.cpp refused a request: %s", error)
@@ -269,7 +326,10 @@ def _event(chunk: dict[str, Any]) -> Event | Exception | None:
     timings = chunk.get("timings", {})
     reason = choice["finish_reason"]
     if reason is None:
-        return Token(choice["text"], timings.get("predicted_n", 0))
+        text = choice["text"]
+        # Without text it is the end of the turn, or part of a character of which llama.cpp reports the last token alone.
+        entries = () if alternatives is None or not text else _logprobs(choice["logprobs"], text, alternatives)
+        return Token(text, timings.get("predicted_n", 0), entries)
     usage = chunk["usage"]
     return Finish(
         "stop" if reason == "stop" else "length",

@@ -9,6 +9,9 @@ is found (a regular expression, `.` matches newlines) in the last user message, 
      {"match": "hang", "reply": "a b c", "hold_after": 2},
      {"match": "fail", "reply": "half a", "fail_after": 1}]
 
+A prompt that ends inside the assistant's turn is gone on with: the rest of the reply that began so, or, after the opening of
+a tool call, the rest of the call in the reply. The engine enforces no grammar; its replies are what the script says.
+
 `expand` fills groups of the match into the reply; `hold_after` waits after that many tokens until the request is cancelled;
 `fail_after` raises an engine error there; `repeat` says the reply over and over until max_tokens.
 
@@ -25,7 +28,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from services.model.engine.base import Event, Finish, GenerationRequest, ModelInfo, Progress, Report, Token
 from services.model.errors import ConfigError, EngineFailed
@@ -41,6 +44,7 @@ SPECIAL_TOKENS = {"<|im_start|>": _SPECIAL, "<|im_end|>": _SPECIAL + 1, "<|endof
 _SPECIAL_TEXT = {token_id: text for text, token_id in SPECIAL_TOKENS.items()}
 _PIECE = re.compile(r"[\x20-\x7e]{1,4}|.", re.DOTALL)
 _WITH_SPECIAL = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL_TOKENS) + ")")
+_OPEN_TURN = re.compile(r"<\|im_start\|>assistant\n((?:(?!<\|im_(?:start|end)\|>).)*)\Z", re.DOTALL)
 _USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
@@ -106,12 +110,16 @@ class ScriptedEngine:
         kv_tokens: int | None = None,
         gate: Callable[[int], Awaitable[None]] | None = None,
         load_gate: threading.Event | None = None,
+        chat_template: str = CHAT_TEMPLATE,
+        tool_style: Literal["hermes", "react"] = "hermes",
     ) -> None:
         self._rules = list(rules)
         self._context = context or 8192
         self._kv_tokens = kv_tokens or 2 * self._context
         self._gate = gate
         self._load_gate = load_gate
+        self._chat_template = chat_template
+        self._tool_style: Literal["hermes", "react"] = tool_style
         self._previous: list[int] = []
         self.running = 0
         self.cancelled = 0
@@ -124,7 +132,8 @@ class ScriptedEngine:
             context=min(self._context, TRAINED_CONTEXT),
             kv_tokens=self._kv_tokens,
             vocab_size=_SPECIAL + len(SPECIAL_TOKENS),
-            chat_template=CHAT_TEMPLATE,
+            chat_template=self._chat_template,
+            tool_style=self._tool_style,
             special_tokens=SPECIAL_TOKENS,
             eos_token="<|im_end|>",  # noqa: S106 (a token of text, not of access)
         )
@@ -132,11 +141,16 @@ class ScriptedEngine:
     def tokenize(self, text: str, *, special: bool, add_bos: bool = False) -> list[int]:
         return encode(text, special)
 
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return decode(token_ids)
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         total = len(request.token_ids)
         cached = min(_common_prefix(self._previous, request.token_ids), total - 1)
         self._previous = request.token_ids
-        rule, reply = self._answer(decode(request.token_ids))
+        prompt = decode(request.token_ids)
+        rule, reply = self._answer(prompt)
+        reply = _rest(reply, prompt)
         answer = encode(reply, special=False)
         if rule.repeat or request.sampling.ignore_eos:
             answer = (answer or encode(".", False)) * (request.max_tokens // max(1, len(answer)) + 1)
@@ -149,7 +163,7 @@ class ScriptedEngine:
             for token_id in answer[: request.max_tokens]:
                 await self._before_token(rule, count)
                 count += 1
-                yield Token(_decode_one(token_id), count, token_id, 0.0)
+                yield Token(_decode_one(token_id), count)
             await self._before_token(rule, count)
             # Like a real engine, the end of the turn is a token, and needs room for one.
             length = len(answer) >= request.max_tokens
@@ -181,6 +195,20 @@ class ScriptedEngine:
     def close(self) -> None:
         if self._load_gate is not None:
             self._load_gate.set()
+
+
+def _rest(reply: str, prompt: str) -> str:
+    """What of the reply is still to be said."""
+    turn = _OPEN_TURN.search(prompt)
+    said = turn[1] if turn else ""
+    if reply.startswith(said):
+        return reply[len(said) :]
+    # The opening of a call in the service's own layout, where the script has another.
+    for opening in ("<tool_call>", "Action:"):
+        if said.endswith(opening):
+            at = reply.find(opening)
+            return reply[at + len(opening) :] if at >= 0 else "\n" + reply.strip("`\njson ") + "\n</tool_call>"
+    return reply
 
 
 def _common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
