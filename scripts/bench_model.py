@@ -1,12 +1,14 @@
-"""The model service beside the bare engine: the same GGUF, threads, slots and requests, in one run, in turns.
+"""The model service beside its rivals: the same weights, threads and requests, in one run, in turns.
 
-The bare engine is xllamacpp's own HTTP server (llama.cpp's) in a process of its own, with llama.cpp's batch sizes. Each
-round sends the same number of requests to both, one server after the other, so that a noisy machine is noisy for both;
-a ratio is the median over the rounds.
+llama.cpp engine: beside xllamacpp's own HTTP server (llama.cpp's), with llama.cpp's batch sizes. transformers engine, on the
+same weights unpacked to float32: beside transformers' own `generate`, one request after another, and beside `transformers
+serve` with continuous batching. Each round asks all of them, in an order that changes, so that a noisy machine is noisy for
+all; a ratio is the median over the rounds.
 """
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import statistics
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from bench_load import Server, late_arrival, load
+from convert_gguf import convert_gguf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,73 +42,142 @@ server = xllamacpp.Server(params)
 print("ready", flush=True)
 time.sleep(1 << 20)
 """
-PASSAGE = (
-    "HDFS 是一个分布式文件系统。客户端写文件时，先向 NameNode 请求创建文件，NameNode 为每个块分配一组 DataNode，客户端把数据以包的形式"
-    "依次写入由这些 DataNode 组成的流水线，每个 DataNode 收到包之后转发给下一个，并沿流水线返回确认。当一个块写满后，客户端再申请下一个块，"
-    "直到文件写完并关闭。租约由 NameNode 管理，软限制一分钟，硬限制一小时。"
-)
-MAX_TOKENS = 64
+# One request after another: the next client's connection waits in the socket's backlog.
+SERIAL = """
+import http.server, json, sys, threading
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+folder, port, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(threads)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        ids = tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        limit = body["max_tokens"]
+        options = dict(**ids, streamer=streamer, do_sample=False, max_new_tokens=limit, min_new_tokens=limit)
+        thread = threading.Thread(target=model.generate, kwargs=options)
+        thread.start()
+        self.send_response(200); self.send_header("content-type", "text/event-stream"); self.end_headers()
+        for text in streamer:
+            chunk = {"choices": [{"delta": {"content": text}}]} if text else {"choices": []}
+            self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\\n\\n")
+        thread.join()
+        usage = {"choices": [], "usage": {"completion_tokens": limit}}
+        self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\\n\\n")
+    def log_message(self, *args): pass
+http.server.HTTPServer.request_queue_size = 64
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+CONTEXT = 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench")
-    parser.add_argument("--model", default="embedded:0.5b")
+    parser = argparse.ArgumentParser(prog="scripts/bench model")
+    parser.add_argument("--model", default="embedded:0.5b", help="an embedded model or a GGUF file")
+    parser.add_argument("--engine", choices=["llamacpp", "transformers", "both"], default="both")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--prefix", choices=["own", "shared", "both"], default="both")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     console = Console()
     with console_progress(arguments.model) as progress:
         path = catalog.resolve(arguments.model, load_settings().cache_dir, progress)
-    parallel, context, threads = max(arguments.clients), 2048, usable_cores()
+    found = {}
+    for engine in ["llamacpp", "transformers"] if arguments.engine == "both" else [arguments.engine]:
+        found[engine] = _measure(engine, path, arguments, console)
+        _print(console, engine, found[engine])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+def _measure(engine: str, path: Path, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    parallel, threads = max(arguments.clients), usable_cores()
     with ExitStack() as stack:
-        ours_port, bare_port = free_port(), free_port()
-        env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("MODEL_")},
-            "MODEL_ID": str(path),
-            "MODEL_PORT": str(ours_port),
-            "MODEL_PARALLEL": str(parallel),
-            "MODEL_CONTEXT": str(context),
-            "MODEL_KV_TOKENS": str(context * 2),
-            "MODEL_THREADS": str(threads),
-            "MODEL_LOG_LEVEL": "warning",
-        }
+        if engine == "transformers":
+            path = convert_gguf(path, path.parent / "hf" / path.stem)
         began = time.perf_counter()
-        ours = _start(stack, [sys.executable, "-m", "services.model"], env)
-        url = f"http://127.0.0.1:{ours_port}"
-        _wait(f"{url}/ready", ours)
+        servers = [_ours(stack, path, parallel, threads)]
         ready_seconds = time.perf_counter() - began
-        rss_loaded = _rss(ours.pid)
-        numbers = [str(n) for n in (bare_port, parallel, context, threads)]
-        bare = _start(stack, [sys.executable, "-c", BARE, str(path), *numbers], dict(os.environ))
-        _wait(f"http://127.0.0.1:{bare_port}/health", bare)
-        servers = {"docduet": f"{url}/v1", "bare": f"http://127.0.0.1:{bare_port}/v1"}
-        for server in servers.values():
-            asyncio.run(_load(server, 1, 1, "warm"))
+        rss_loaded = _rss(servers[0].pid)
+        servers += _rivals(stack, engine, path, parallel, threads)
+        for server in servers:
+            asyncio.run(load(server, 1, 1, "warm", shared=False))
         rows = []
-        for clients in arguments.clients:
-            rounds: list[dict[str, dict[str, float]]] = []
-            for number in track(range(arguments.rounds), f"{clients} clients", console=console, transient=True):
-                # The order changes with each round: a machine that warms up or slows down favours nobody.
-                names = list(servers) if number % 2 == 0 else list(servers)[::-1]
-                rounds.append(
-                    {n: asyncio.run(_load(servers[n], clients, max(clients, 3), f"{clients}-{number}")) for n in names}
-                )
-            rows.append(_summary(clients, rounds))
-        weights = path.stat().st_size / (1 << 20)
-        figures = {
-            "model": arguments.model,
+        for shared in {"own": [False], "shared": [True], "both": [False, True]}[arguments.prefix]:
+            for clients in arguments.clients:
+                title = f"{engine}, {clients} clients, {'shared' if shared else 'own'} prefix"
+                rounds = []
+                for number in track(range(arguments.rounds), title, console=console, transient=True):
+                    turn = number % len(servers)
+                    salt = f"{clients}-{number}-{shared}"
+                    rounds.append(
+                        {
+                            server.name: asyncio.run(load(server, clients, max(clients, 2), salt, shared=shared))
+                            for server in servers[turn:] + servers[:turn]
+                        }
+                    )
+                rows.append({"clients": clients, "shared": shared, "rounds": rounds})
+        late = (
+            [asyncio.run(late_arrival(servers[0], parallel - 1, f"late-{n}")) for n in range(3)] if parallel > 1 else []
+        )
+        return {
             "threads": threads,
             "ready_seconds": round(ready_seconds, 2),
-            "weights_mb": round(weights),
             "rss_loaded_mb": round(rss_loaded),
-            "rss_after_mb": round(_rss(ours.pid)),
-            "bare_rss_after_mb": round(_rss(bare.pid)),
+            "rss_after_mb": {server.name: round(_rss(server.pid)) for server in servers},
+            "names": [server.name for server in servers],
             "loads": rows,
+            "late": late,
         }
-    _print(console, figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def _ours(stack: ExitStack, path: Path, parallel: int, threads: int) -> Server:
+    port = free_port()
+    env = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("MODEL_")},
+        "MODEL_ID": str(path),
+        "MODEL_PORT": str(port),
+        "MODEL_PARALLEL": str(parallel),
+        "MODEL_CONTEXT": str(CONTEXT),
+        "MODEL_KV_TOKENS": str(CONTEXT * 4),
+        "MODEL_THREADS": str(threads),
+        "MODEL_LOG_LEVEL": "warning",
+    }
+    process = _start(stack, [sys.executable, "-m", "services.model"], env)
+    _wait(f"http://127.0.0.1:{port}/ready", process)
+    return Server("docduet", f"http://127.0.0.1:{port}/v1", path.stem if path.is_file() else path.name, process.pid)
+
+
+def _rivals(stack: ExitStack, engine: str, path: Path, parallel: int, threads: int) -> list[Server]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    if engine == "llamacpp":
+        numbers = [str(n) for n in (port, parallel, CONTEXT * 2, threads)]
+        bare = _start(stack, [sys.executable, "-c", BARE, str(path), *numbers], dict(os.environ))
+        _wait(f"{url}/health", bare)
+        return [Server("llama.cpp", f"{url}/v1", str(path), bare.pid)]
+    serial = _start(stack, [sys.executable, "-c", SERIAL, str(path), str(port), str(threads)], dict(os.environ))
+    _wait(url, serial)
+    found = [Server("generate", f"{url}/v1", str(path), serial.pid)]
+    if importlib.util.find_spec("accelerate") is None:
+        Console(stderr=True).print("transformers serve is left out: it needs `pip install accelerate`")
+        return found
+    port = free_port()
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(path), "--continuous-batching"]
+    command += ["--attn-implementation", "sdpa", "--device", "cpu", "--dtype", "float32", "--cb-num-blocks", "64"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    env = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    serve = _start(stack, command, env)
+    _wait(f"http://127.0.0.1:{port}/health", serve)
+    found.append(Server("transformers serve", f"http://127.0.0.1:{port}/v1", str(path), serve.pid, plain=True))
+    return found
 
 
 def _start(stack: ExitStack, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -132,96 +205,35 @@ def _rss(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-async def _load(base: str, clients: int, requests: int, salt: str) -> dict[str, float]:
-    """``requests`` requests by ``clients`` closed-loop clients; prompts of about 320 tokens that share no prefix."""
-    # A connection a request: the bare server closes them after a stream without saying so.
-    limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=0)
-    async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
-        model = (await client.get(f"{base}/models")).json()["data"][0]["id"]
-        pending = list(range(requests))
-        done: list[dict[str, float]] = []
-
-        async def work() -> None:
-            while pending:
-                prompt = (
-                    f"[{salt}-{pending.pop()}] 使用如下的内容来回答问题。\n{PASSAGE * 2}\n问题：HDFS 如何写入一个文件？"
-                )
-                done.append(await _one(client, base, model, prompt))
-
-        began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(clients)))
-        wall = time.perf_counter() - began
-    return {
-        "ttft_s": statistics.median(d["ttft"] for d in done),
-        "tokens_s": sum(d["tokens"] for d in done) / wall,
-    }
-
-
-async def _one(client: httpx.AsyncClient, base: str, model: str, prompt: str) -> dict[str, float]:
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": MAX_TOKENS,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    began, first, tokens = time.perf_counter(), 0.0, 0
-    async with client.stream("POST", f"{base}/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            raise SystemExit(f"scripts/bench: {base} answers {response.status_code}: {await response.aread()!r}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            if not first and any(c["delta"].get("content") for c in chunk["choices"]):
-                first = time.perf_counter() - began
-            if chunk.get("usage"):
-                tokens = chunk["usage"]["completion_tokens"]
-    return {"ttft": first, "tokens": tokens}
-
-
-def _summary(clients: int, rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    def middle(name: str, figure: str) -> float:
-        return statistics.median(r[name][figure] for r in rounds)
-
-    def ratio(figure: str) -> float:
-        return statistics.median(r["docduet"][figure] / r["bare"][figure] for r in rounds)
-
-    return {
-        "clients": clients,
-        **{
-            f"{name}_{figure}": round(middle(name, figure), 3)
-            for name in ("docduet", "bare")
-            for figure in ("ttft_s", "tokens_s")
-        },
-        "ttft_ratio": round(ratio("ttft_s"), 3),
-        "tokens_ratio": round(ratio("tokens_s"), 3),
-        "tokens_ratios": [round(r["docduet"]["tokens_s"] / r["bare"]["tokens_s"], 3) for r in rounds],
-    }
-
-
-def _print(console: Console, figures: dict[str, Any]) -> None:
-    table = Table(title=f"{figures['model']}, {figures['threads']} threads: docduet beside the bare engine")
-    for column in ("clients", "first token s", "bare", "ratio", "tokens/s", "bare", "ratio", "ratios by round"):
+def _print(console: Console, engine: str, figures: dict[str, Any]) -> None:
+    rivals = figures["names"][1:]
+    table = Table(title=f"{engine} engine, {figures['threads']} threads: docduet beside {' and '.join(rivals)}")
+    columns = ["prefix", "clients", "tokens/s"] + [text for name in rivals for text in (name, "ratio")]
+    columns += ["first token s"] + [text for name in rivals for text in (name, "ratio")]
+    for column in columns:
         table.add_column(column, justify="right")
     for row in figures["loads"]:
-        table.add_row(
-            str(row["clients"]),
-            f"{row['docduet_ttft_s']:.2f}",
-            f"{row['bare_ttft_s']:.2f}",
-            f"{row['ttft_ratio']:.2f}",
-            f"{row['docduet_tokens_s']:.1f}",
-            f"{row['bare_tokens_s']:.1f}",
-            f"{row['tokens_ratio']:.2f}",
-            " ".join(map(str, row["tokens_ratios"])),
-        )
+        cells = ["shared" if row["shared"] else "own", str(row["clients"])]
+        for figure, digits in (("tokens_s", 1), ("ttft_s", 2)):
+            cells.append(f"{_middle(row, 'docduet', figure):.{digits}f}")
+            for name in rivals:
+                ratio = statistics.median(r["docduet"][figure] / r[name][figure] for r in row["rounds"])
+                cells += [f"{_middle(row, name, figure):.{digits}f}", f"{ratio:.2f}"]
+        table.add_row(*cells)
     console.print(table)
+    if figures["late"]:
+        idle = statistics.median(item["idle_s"] for item in figures["late"])
+        late = statistics.median(item["late_s"] for item in figures["late"])
+        ratios = " ".join(f"{item['late_s'] / item['idle_s']:.2f}" for item in figures["late"])
+        console.print(f"first token: idle {idle:.2f} s, while the other places decode {late:.2f} s (ratios {ratios})")
+    after = ", ".join(f"{name} {size}" for name, size in figures["rss_after_mb"].items())
     console.print(
-        f"start to ready {figures['ready_seconds']} s; weights {figures['weights_mb']} MiB; resident {figures['rss_loaded_mb']} MiB "
-        f"when ready, {figures['rss_after_mb']} MiB after the load (bare engine {figures['bare_rss_after_mb']} MiB)"
+        f"start to ready {figures['ready_seconds']} s; resident MiB: {figures['rss_loaded_mb']} when ready; after: {after}"
     )
+
+
+def _middle(row: dict[str, Any], name: str, figure: str) -> float:
+    return float(statistics.median(r[name][figure] for r in row["rounds"]))
 
 
 if __name__ == "__main__":
