@@ -30,23 +30,28 @@ def cache_env() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def real_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPair]:
+def real_model() -> Iterator[Service]:
     env = {"MODEL_ID": MODEL_ID, **cache_env()}
     with start_service("services.model", env, ready_timeout=FETCH_SECONDS) as model:
-        rag_env = {
-            "RAG_MODEL_URL": model.url + "/v1",
-            "RAG_EMBEDDING_MODEL": "embedded",
-            "RAG_DATA_DIR": str(tmp_path_factory.mktemp("pair") / "data"),
-            **cache_env(),
-        }
-        with start_service("services.rag", rag_env, ready_timeout=FETCH_SECONDS) as rag:
-            documents = {}
-            with httpx.Client(base_url=rag.url, timeout=300, trust_env=False) as client:
-                for path in sorted((ROOT / "samples").glob("*.pdf")):
-                    job = upload(client, path)
-                    assert wait(client, job["job_id"])["state"] == "indexed"
-                    documents[path.name] = job["document_id"]
-            yield RealPair(model, rag, documents)
+        yield model
+
+
+@pytest.fixture(scope="session")
+def real_pair(real_model: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPair]:
+    rag_env = {
+        "RAG_MODEL_URL": real_model.url + "/v1",
+        "RAG_EMBEDDING_MODEL": "embedded",
+        "RAG_DATA_DIR": str(tmp_path_factory.mktemp("pair") / "data"),
+        **cache_env(),
+    }
+    with start_service("services.rag", rag_env, ready_timeout=FETCH_SECONDS) as rag:
+        documents = {}
+        with httpx.Client(base_url=rag.url, timeout=300, trust_env=False) as client:
+            for path in sorted((ROOT / "samples").glob("*.pdf")):
+                job = upload(client, path)
+                assert wait(client, job["job_id"])["state"] == "indexed"
+                documents[path.name] = job["document_id"]
+        yield RealPair(real_model, rag, documents)
 
 
 @pytest.fixture

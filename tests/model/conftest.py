@@ -104,10 +104,20 @@ class Running:
 
 
 @contextmanager
-def serve(gate: Gate | None = None, load_gate: threading.Event | None = None, **settings: Any) -> Iterator[Running]:
+def serve(
+    gate: Gate | None = None,
+    load_gate: threading.Event | None = None,
+    rules: list[dict[str, Any]] = RULES,
+    engine_options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Iterator[Running]:
     """The scripted engine behind a real uvicorn in a thread."""
     engine = ScriptedEngine(
-        [Rule(**rule) for rule in RULES], context=settings.get("context"), gate=gate, load_gate=load_gate
+        [Rule(**rule) for rule in rules],
+        context=settings.get("context"),
+        gate=gate,
+        load_gate=load_gate,
+        **(engine_options or {}),
     )
     port = free_port()
     app = create_app(Settings(engine="scripted", **settings), engine, ["embedded"])

@@ -154,6 +154,43 @@ def test_a_failed_fetch_names_the_model(tmp_path: Path, monkeypatch: pytest.Monk
         catalog.resolve("embedded", tmp_path)
 
 
+def test_the_kind_decides_the_engine(tmp_path: Path) -> None:
+    folder = tmp_path / "Qwen-7B-Chat"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    found = catalog.find(str(folder))
+    assert (found.kind, found.names, found.path) == ("huggingface", ("Qwen-7B-Chat",), folder)
+    assert found.is_here(tmp_path)
+    assert found.locate(tmp_path) == folder
+    (folder / "qwen.gguf").touch()  # some have both
+    assert catalog.find(str(folder)).kind == "gguf"
+    assert catalog.find("embedded").kind == "gguf"
+    found = catalog.find("Qwen/Qwen3-0.6B")
+    assert (found.kind, found.names, found.hub_id) == (
+        "huggingface",
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+        "Qwen/Qwen3-0.6B",
+    )
+    named = catalog.find("Qwen/Qwen3-0.6B", name="qwen")
+    assert (named.kind, named.names, named.hub_id) == ("huggingface", ("qwen",), "Qwen/Qwen3-0.6B")
+
+
+def test_a_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
+    (tmp_path / "Qwen" / "Qwen3-0.6B" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert catalog.find("Qwen/Qwen3-0.6B").path == Path("Qwen/Qwen3-0.6B")
+
+
+def test_what_was_taken_away(tmp_path: Path) -> None:
+    file = tmp_path / "qwen.gguf"
+    file.touch()
+    found = catalog.find(str(file))
+    file.unlink()
+    with pytest.raises(CheckpointError, match="not there any more"):
+        found.locate(tmp_path)
+
+
 def test_local_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     file = tmp_path / "one" / "qwen.gguf"
@@ -167,11 +204,11 @@ def test_local_files_and_folders(tmp_path: Path) -> None:
     ("made", "asked", "says"),
     [
         ("", "embedded:7b", "embedded:0.5b"),
-        ("", "Qwen/Qwen2.5-7B-Instruct", "Hugging Face id"),
+        ("", "Qwen/Qwen2.5-7B-Instruct-GGUF", "MODEL_ID=Qwen/Qwen2.5-7B-Instruct"),
+        ("", "Qwen/Qwen2.5/7B", "neither"),
         ("", "/nowhere/x.gguf", "not there"),
         ("", "nonsense", "neither"),
         ("model.bin", "{}/model.bin", "not a .gguf"),
-        ("config.json", "{}", "transformers engine"),
         ("a.gguf b.gguf", "{}", "2 GGUF files"),
         ("readme", "{}", "without a .gguf"),
     ],

@@ -153,9 +153,9 @@ def test_the_port_answers_while_the_model_loads() -> None:
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"MODEL_ENGINE": "transformers"}, "not part of this version"),
+        ({"MODEL_ENGINE": "transformers"}, "that is for llamacpp"),
         ({"MODEL_PORT_": "1", "MODEL_QUEUE": "many"}, "MODEL_QUEUE"),
-        ({"MODEL_ID": "Qwen/Qwen2.5-0.5B-Instruct"}, "Hugging Face id"),
+        ({"MODEL_ID": "Qwen/Qwen2.5-0.5B-Instruct", "HF_HUB_OFFLINE": "1"}, "hf download Qwen/Qwen2.5-0.5B-Instruct"),
         ({"MODEL_ID": "/nowhere/model.gguf"}, "/nowhere/model.gguf"),
         ({"MODEL_ENGINE": "scripted", "MODEL_HOST": "0.0.0.0"}, "MODEL_API_KEYS"),  # noqa: S104
         ({"MODEL_ENGINE": "scripted", "MODEL_SCRIPT": "/nowhere.json"}, "MODEL_SCRIPT"),

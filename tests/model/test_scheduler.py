@@ -28,6 +28,23 @@ async def test_first_come_first_served_within_places_and_tokens() -> None:
     assert (scheduler.running, scheduler.reserved) == (0, 0)
 
 
+async def test_alone_waits_for_all_and_all_wait_for_it() -> None:
+    scheduler = Scheduler(places=3, tokens=100, queue=10)
+    first = await scheduler.admit(1)
+    alone = asyncio.create_task(scheduler.admit(1, alone=True))
+    after = asyncio.create_task(scheduler.admit(1))
+    await settle()
+    assert (alone.done(), after.done()) == (False, False)
+    scheduler.release(first)
+    await settle()
+    assert (alone.done(), after.done(), scheduler.running) == (True, False, 1)
+    scheduler.release(alone.result())
+    await settle()
+    assert after.done()
+    scheduler.release(after.result())
+    assert (scheduler.running, scheduler.reserved) == (0, 0)
+
+
 async def test_places_are_the_other_bound() -> None:
     scheduler = Scheduler(places=1, tokens=100, queue=10)
     first = await scheduler.admit(1)

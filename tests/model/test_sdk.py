@@ -51,8 +51,8 @@ def test_errors_become_the_sdks_exceptions(sdk: openai.OpenAI) -> None:
         sdk.chat.completions.create(model="gpt-4o", messages=messages)  # type: ignore[arg-type]
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as refused:
-        sdk.chat.completions.create(model="embedded", messages=messages, n=2)  # type: ignore[call-overload]
-    assert (refused.value.param, refused.value.code) == ("n", "unsupported_parameter")
+        sdk.chat.completions.create(model="embedded", messages=messages, store=True)  # type: ignore[call-overload]
+    assert (refused.value.param, refused.value.code) == ("store", "unsupported_parameter")
     messages = [{"role": "user", "content": "fail later"}]
     with pytest.raises(openai.APIError, match="script"):
         list(sdk.chat.completions.create(model="embedded", messages=messages, stream=True))  # type: ignore[call-overload]

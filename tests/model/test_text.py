@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.model.text import StopMatcher
+from services.model.text import MarkerSearch
 
 
 def run(pieces: list[str], stops: list[str]) -> tuple[str, str | None]:
-    matcher = StopMatcher(stops)
+    matcher = MarkerSearch(stops)
     out = "".join(matcher.feed(piece) for piece in pieces)
     return out + matcher.flush(), matcher.matched
 
@@ -38,7 +38,7 @@ def test_every_split_of_the_text_gives_the_same(text: str, stops: list[str], cut
 
 @given(letters, stop_lists)
 def test_nothing_is_held_back_that_cannot_become_a_stop(text: str, stops: list[str]) -> None:
-    matcher = StopMatcher(stops)
+    matcher = MarkerSearch(stops)
     out = matcher.feed(text)
     if matcher.matched is None:
         held = text[len(out) :]
@@ -63,7 +63,7 @@ def test_examples(pieces: list[str], stops: list[str], expected: str, matched: s
 
 
 def test_text_after_a_match_is_dropped() -> None:
-    matcher = StopMatcher(["x"])
+    matcher = MarkerSearch(["x"])
     assert matcher.feed("axb") == "a"
     assert matcher.feed("more") == ""
     assert matcher.flush() == ""

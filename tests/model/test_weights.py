@@ -57,6 +57,22 @@ def test_it_answers_in_chinese_and_english(client: httpx.Client) -> None:
     assert "Paris" in body["choices"][0]["message"]["content"]
 
 
+def test_a_seed_gives_the_same_text_also_when_others_decode_beside_it(client: httpx.Client) -> None:
+    body = ask("Write a short story about a fox.", seed=5, temperature=1, max_tokens=40)
+
+    def text(sent: dict[str, Any]) -> str:
+        return str(client.post(CHAT, json=sent).json()["choices"][0]["message"]["content"])
+
+    first = text(body)
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(text, ask(f"Tell me about {n} things. " * (3 * n), max_tokens=30)) for n in (1, 2, 3)]
+        beside = pool.submit(text, body).result()
+        assert all(other.result() for other in others)
+    assert beside == first  # neither its neighbours nor what they left in the cache change a bit
+    assert text(body) == first
+    assert text(body | {"seed": 6}) != first
+
+
 def test_the_tokens_are_those_of_the_checkpoint(client: httpx.Client) -> None:
     def tokens(**body: Any) -> list[int]:
         found: list[int] = client.post("/tokenize", json=body).json()["tokens"]
@@ -207,3 +223,26 @@ def test_the_key_is_not_on_the_command_line_or_in_the_log(real: Service) -> None
     )
     assert "api" not in shown.stdout
     assert not re.search(r"\b[0-9a-f]{64}\b", real.log())
+
+
+async def test_an_engine_that_leaves_its_grammar_is_an_error_and_not_prose(monkeypatch: pytest.MonkeyPatch) -> None:
+    from services.model import catalog
+    from services.model.engine import llamacpp
+    from services.model.engine.base import Constraint, GenerationRequest, JsonSchema, Sampling
+    from services.model.errors import EngineFailed
+
+    payload = llamacpp._payload  # what llama.cpp does with a grammar that its copy of the library does not take
+    monkeypatch.setattr(
+        llamacpp, "_payload", lambda request: {k: v for k, v in payload(request).items() if k != "grammar"}
+    )
+    path = catalog.resolve(MODEL, CACHE)
+    engine = llamacpp.LlamaCppEngine(lambda report: path, llamacpp.LlamaCppOptions(context=512))
+    engine.load(lambda doing: None)
+    try:
+        constraint = Constraint(((JsonSchema({"type": "object"}),),))
+        ids = engine.tokenize("The capital of France is", special=False)
+        request = GenerationRequest(ids, 16, Sampling(temperature=0), constraint=constraint)
+        with pytest.raises(EngineFailed, match="schema"):
+            _ = [event async for event in engine.generate(request)]
+    finally:
+        engine.close()
