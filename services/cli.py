@@ -3,30 +3,46 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from services.client import RagClient, ServiceError
+from services import watch
+from services.client import PATIENCE, RagClient, ServiceError
+from services.commands import documents, ingest, upkeep
+from services.commands.ask import ask, search
+from services.commands.output import UsageError, console, errors, safe
 from services.supervisor import Pair, PairError
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+Command = Callable[[argparse.Namespace, RagClient], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0: all went well; 1: something failed; 2: what was typed; 3: nothing was found; 130: interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
+    except UsageError as error:
+        errors.print(f"[bold red]docduet {arguments.command}:[/] {safe(error)}")
+        return 2
     except (ServiceError, PairError) as error:
-        errors.print(f"[bold red]docduet {arguments.command}:[/] {escape(str(error))}")
+        errors.print(f"[bold red]docduet {arguments.command}:[/] {safe(error)}")
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # "docduet documents | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("DOCDUET_DEBUG"):
+            raise
+        what = safe(f"{type(error).__name__}: {error}")
+        errors.print(
+            f"[bold red]docduet {arguments.command}:[/] {what} (a mistake in docduet, or a service of another version: "
+            "DOCDUET_DEBUG=1 shows where)"
+        )
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,32 +55,130 @@ def _parser() -> argparse.ArgumentParser:
     client = argparse.ArgumentParser(add_help=False)
     client.add_argument("--url", default=os.environ.get("DOCDUET_URL", "http://127.0.0.1:8001"), help="RAG service")
     client.add_argument("--key", default=os.environ.get("DOCDUET_API_KEY", ""), help="one of its RAG_API_KEYS")
-    client.add_argument("--collection", default="default")
 
-    ingest = commands.add_parser("ingest", parents=[client], help="upload PDFs and wait until they can be searched")
-    ingest.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a PDF, or a folder of them")
-    ingest.set_defaults(run=_ingest)
+    def command(name: str, run: Command, help: str, collection: str | None = "") -> argparse.ArgumentParser:
+        """``collection``: its default; "" for a command that has none."""
+        added = commands.add_parser(name, parents=[client], help=help, description=help)
+        added.set_defaults(run=lambda arguments: run(arguments, RagClient(arguments.url, arguments.key)))
+        if collection != "":
+            added.add_argument("--collection", default=collection, help=f"default: {collection or 'all of them'}")
+        return added
 
-    ask = commands.add_parser("ask", parents=[client], help="ask a question; streams the answer, prints its sources")
-    ask.add_argument("question")
-    ask.set_defaults(run=_ask)
+    def as_json(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--json", action="store_true", help="as the service tells it")
 
-    search = commands.add_parser("search", parents=[client], help="the passages that bear on a query")
-    search.add_argument("query")
-    search.add_argument("-k", type=int, default=4)
-    search.add_argument("--mode", choices=["hybrid", "dense", "lexical"], default="hybrid")
-    search.set_defaults(run=_search)
+    _add_sending(command)
 
-    documents = commands.add_parser("documents", parents=[client], help="what is indexed, what failed and why")
-    documents.set_defaults(collection=None)  # all of them, unless one is named
-    documents.set_defaults(run=_documents)
+    asks = command("ask", ask, "ask a question; streams the answer, prints its sources", "default")
+    asks.add_argument("question")
+
+    searches = command("search", search, "the passages that bear on a query", "default")
+    searches.add_argument("query")
+    searches.add_argument("-k", type=int, default=4)
+    searches.add_argument("--mode", choices=["hybrid", "dense", "lexical"], default="hybrid")
+
+    lists = command("documents", documents.documents, "what is indexed, what failed and why", None)
+    lists.add_argument("--status", help="only these: indexed, failed, reading …")
+    as_json(lists)
+    for name, run, help in (
+        ("delete", documents.delete, "documents to the trash"),
+        ("undelete", documents.undelete, "documents back from the trash"),
+    ):
+        command(name, run, help).add_argument("ids", nargs="+", metavar="ID", help="as 'docduet documents' shows it")
+    as_json(command("trash", documents.trash, "what is in the trash"))
+    purge = command("purge", documents.purge, "remove what is in the trash for good")
+    purge.add_argument("ids", nargs="*", metavar="ID", help="only these")
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+
+    collections = command("collections", documents.collections, "list, create, rename or delete collections")
+    as_json(collections)
+    actions = collections.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("create", help="make one").add_argument("name")
+    rename = actions.add_parser("rename", help="give one another name")
+    rename.add_argument("name")
+    rename.add_argument("new")
+    actions.add_parser("delete", help="its documents go to the trash").add_argument("name")
+
+    jobs = command("jobs", documents.jobs, "what is being indexed")
+    jobs.add_argument("--all", action="store_true", help="those that ended, too")
+    as_json(jobs)
+    command("cancel", documents.cancel, "stop jobs").add_argument("ids", nargs="+", metavar="JOB")
+    retry = command("retry", documents.retry, "try again what failed, and wait for it")
+    retry.add_argument("ids", nargs="*", metavar="ID", help="of a document or a job")
+    retry.add_argument("--failed", action="store_true", help="all that failed")
+    retry.add_argument("--no-wait", action="store_true")
+    _add_password(retry)
+
+    reindex = command("reindex", upkeep.reindex, "make the indexes anew from the stored text")
+    reindex.add_argument("--no-wait", action="store_true")
+    verify = command("verify", upkeep.verify, "compare catalog, indexes and files; exit code 1 when they differ")
+    verify.add_argument("--files", action="store_true", help="read every original and compare its SHA-256")
+    as_json(verify)
+    backup = command("backup", upkeep.backup, "write everything into one tar while the service runs")
+    backup.add_argument("file", type=Path, metavar="FILE.tar")
+    backup.add_argument("--force", action="store_true", help="overwrite FILE.tar")
+    restore = command("restore", upkeep.restore, "add the documents of a backup")
+    restore.add_argument("file", type=Path, metavar="FILE.tar")
+    restore.add_argument("--no-wait", action="store_true", help="do not wait until they are indexed")
 
     models = commands.add_parser("models", help="weights in the local cache")
-    actions = models.add_subparsers(dest="action", required=True)
-    pull = actions.add_parser("pull", help="fetch and check weights ahead of time")
+    pulls = models.add_subparsers(dest="action", required=True)
+    pull = pulls.add_parser("pull", help="fetch and check weights ahead of time")
     pull.add_argument("id", help="a MODEL_ID, for example embedded:0.5b or Qwen/Qwen3-0.6B")
     models.set_defaults(run=_pull)
     return parser
+
+
+def _add_sending(command: Callable[[str, Command, str, str | None], argparse.ArgumentParser]) -> None:
+    sends = command("ingest", ingest.run, "upload documents and wait until they can be searched", "default")
+    sends.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file, a folder or a ZIP")
+    sends.add_argument(
+        "--metadata", action="append", default=[], metavar="KEY=VALUE", help="kept with each document; may be repeated"
+    )
+    _add_password(sends)
+    sends.add_argument("--replace", metavar="ID", help="the document that this file is a new version of")
+    sends.add_argument("--jobs", type=_positive, default=4, metavar="N", help="files at a time (4)")
+    sends.add_argument(
+        "--patience", type=_seconds, default=PATIENCE, metavar="SECONDS", help="how long the service may be away (60)"
+    )
+    sends.add_argument("--quiet", action="store_true", help="say only what did not work")
+
+    follows = command("watch", watch.run, "keep a folder and a collection the same", "default")
+    follows.add_argument("folder", type=Path, metavar="DIR")
+    follows.add_argument("--once", action="store_true", help="compare, send, wait, and exit")
+    follows.add_argument(
+        "--poll",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="look at least this often: for network drives (30)",
+    )
+    follows.add_argument("--name", help="who sent a document: for going on on another machine or under another path")
+    follows.add_argument(
+        "--allow-empty", action="store_true", help="an empty folder is meant: its documents are deleted"
+    )
+
+
+def _add_password(parser: argparse.ArgumentParser) -> None:
+    password = parser.add_mutually_exclusive_group()
+    password.add_argument("--password", help="opens encrypted documents; other users of this machine can see it")
+    password.add_argument("--password-file", type=Path, metavar="FILE", help="the password, in a file")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 32")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return seconds
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -80,115 +194,6 @@ def _up(arguments: argparse.Namespace) -> int:
         pair.wait_ready(say)
         console.print(f"ready: {pair.rag_url}/rag/playground/  (API: {pair.rag_url}/docs, {pair.model_url}/docs)")
         pair.watch()
-    return 0
-
-
-def _client(arguments: argparse.Namespace) -> RagClient:
-    return RagClient(arguments.url, arguments.key)
-
-
-def _ingest(arguments: argparse.Namespace) -> int:
-    files: list[Path] = []
-    for path in arguments.paths:
-        if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() == ".pdf")
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise ServiceError(f"{path} does not exist")
-    if not files:
-        raise ServiceError("there is no PDF in the folders named")
-    failed = ingest_files(_client(arguments), files, arguments.collection, console)
-    return 1 if failed else 0
-
-
-def ingest_files(client: RagClient, files: Sequence[Path], collection: str, console: Console) -> int:
-    """Upload ``files`` with a progress bar each and a line of outcome each; returns how many failed."""
-    failed = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        for path in files:
-            name = escape(path.name)
-            task = progress.add_task(name, total=1.0, note="uploading")
-            try:
-                job = client.upload(path, collection)
-                last: dict[str, object] = {}
-                states = []
-                for last in client.follow(job["job_id"]):
-                    states.append(last["state"])
-                    progress.update(task, completed=_fraction(last), note=_note(last))
-                if last.get("state") != "indexed":
-                    raise ServiceError(str(last.get("error") or "the service closed the connection"))
-                document = next(d for d in client.documents(collection) if d["id"] == job["document_id"])
-                outcome = f"{document['pages']} pages, {document['chunks']} chunks"
-                if document["failed_pages"]:
-                    outcome += f"; [yellow]no text on pages {', '.join(map(str, document['failed_pages']))}[/]"
-                verb = "already indexed" if states == ["indexed"] else "indexed"
-                console.print(f"  [green]{verb}[/] {name}: {outcome}")
-            except (ServiceError, OSError) as error:
-                failed += 1
-                console.print(f"  [red]failed[/]  {name}: {escape(str(error))}")
-            finally:
-                progress.remove_task(task)
-    return failed
-
-
-def _fraction(job: dict[str, object]) -> float:
-    """Reading counts for a tenth, embedding for the rest."""
-
-    def share(done: str, total: str) -> float:
-        return min(1.0, float(str(job[done])) / float(str(job[total]))) if job.get(total) else 0.0
-
-    if job["state"] == "indexed":
-        return 1.0
-    return 0.1 * share("pages_read", "pages_total") + 0.9 * share("chunks_embedded", "chunks_total")
-
-
-def _note(job: dict[str, object]) -> str:
-    if job["state"] == "reading":
-        return f"reading page {job['pages_read']}/{job['pages_total'] or '?'}"
-    if job["state"] == "embedding":
-        return f"embedding {job['chunks_embedded']}/{job['chunks_total']}"
-    return str(job["state"])
-
-
-def _ask(arguments: argparse.Namespace) -> int:
-    client = _client(arguments)
-    answerable = print_answer(client, arguments.question, arguments.collection, console)
-    return 0 if answerable else 3
-
-
-def print_answer(client: RagClient, question: str, collection: str, console: Console) -> bool:
-    """Print the answer as it streams, then its citations; returns whether the documents held one."""
-    citations: list[dict[str, object]] = []
-    answerable = False
-    for chunk in client.ask(question, collection=collection):
-        if text := chunk.get("answer"):
-            console.print(text, end="", markup=False)
-            console.file.flush()
-        answerable = chunk.get("answerable", answerable)
-        citations += chunk.get("citations", [])
-    console.print()
-    for c in citations:
-        console.print(f"  [{c['index']}] {c['filename']}, page {c['page']}: {c['quote']}", style="dim", markup=False)
-    return answerable
-
-
-def _search(arguments: argparse.Namespace) -> int:
-    found = _client(arguments).search(
-        arguments.query, k=arguments.k, mode=arguments.mode, collection=arguments.collection
-    )
-    for p in found:
-        console.print(f"{p['score']:.2f}  {p['filename']}, page {p['page']}", style="bold", markup=False)
-        console.print(f"      {p['text'][:200]}", markup=False)
-    return 0 if found else 3
-
-
-def _documents(arguments: argparse.Namespace) -> int:
-    for d in _client(arguments).documents(arguments.collection):
-        line = f"{d['status']:<9} {d['id']}  {d['collection']}/{d['filename']}"
-        line += f"  {d['pages']} pages, {d['chunks']} chunks" if d["status"] == "indexed" else ""
-        console.print(line + (f"  {d['error']}" if d["error"] else ""), markup=False)
     return 0
 
 

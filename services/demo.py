@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import ingest_files, print_answer
 from services.client import RagClient, ServiceError
+from services.commands.ask import print_answer
+from services.commands.ingest import ingest_files
 from services.supervisor import Pair, PairError
 
 ROOT = Path(__file__).resolve().parent.parent

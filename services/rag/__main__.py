@@ -39,7 +39,7 @@ def main() -> int:
     from services.rag.app import add_gate, create_app  # after the environment is set: it imports chromadb
 
     try:
-        app = create_app(settings, lambda: _embedder(settings))
+        app = create_app(settings, lambda model_id: _embedder(settings, model_id))
     except StartupError as error:
         return _fail(str(error))
     gate = add_gate(app)
@@ -58,10 +58,10 @@ def main() -> int:
     return 0
 
 
-def _embedder(settings: Settings) -> Embedder:
+def _embedder(settings: Settings, model_id: str) -> Embedder:
     cache_dir = Path(settings.cache_dir) / "embeddings"
     with console_progress("embedding model") as progress:
-        return load_embedder(settings.embedding_model, cache_dir, device=settings.embedding_device, progress=progress)
+        return load_embedder(model_id, cache_dir, device=settings.embedding_device, progress=progress)
 
 
 def _problem(error: object) -> str:

@@ -1,75 +1,33 @@
 """The HTTP application: documents, search, LangServe. ``create_app`` is handed its collaborators."""
 
 import asyncio
-import hashlib
 import logging
-import unicodedata
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Any
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from services.rag.chain import Chain, Options
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
-from services.rag.documents.pdf import is_pdf
 from services.rag.embeddings import Embedder
-from services.rag.errors import InvalidRequest, RagError, StorageError, TooLarge, UnsupportedFile, error_body
+from services.rag.errors import RagError, error_body
 from services.rag.langserve_routes import langserve_router
 from services.rag.middleware import BodyLimit, Drain, KeyGuard, RequestLog
 from services.rag.retrieval import Mode
+from services.rag.routes import documents, index, jobs
 from services.rag.service import Service
-from services.rag.store.catalog import Document, Job
 
 log = logging.getLogger("docduet.rag")
 
 _BLOCK = 1 << 20
 _OPEN_PATHS = ("/health", "/ready")
-
-
-class JobOut(BaseModel):
-    id: str
-    document_id: str
-    filename: str
-    state: str = Field(description="accepted | reading | embedding | indexed | failed | cancelled")
-    error: str | None = Field(description="Why it failed.")
-    page: int | None = Field(description="The page that the error is about, 1-based.")
-    pages_total: int | None
-    pages_read: int
-    chunks_total: int | None
-    chunks_embedded: int
-    created_at: float
-    updated_at: float
-
-
-class DocumentOut(BaseModel):
-    id: str
-    collection: str
-    filename: str
-    sha256: str
-    size: int
-    status: str
-    error: str | None
-    pages: int | None
-    chunks: int | None
-    failed_pages: list[int]
-    created_at: float
-    indexed_at: float | None
-
-
-class Accepted(BaseModel):
-    job_id: str
-    document_id: str
 
 
 class SearchRequest(BaseModel):
@@ -86,6 +44,7 @@ class PassageOut(BaseModel):
     document_id: str
     filename: str
     page: int
+    label: str = Field(description="What a person calls the page; empty for a printed one.")
     start: int = Field(description="Offset of the text in the page, in code points.")
     text: str
     score: float
@@ -95,7 +54,7 @@ class SearchResult(BaseModel):
     passages: list[PassageOut]
 
 
-def create_app(settings: Settings, load_embedder: Callable[[], Embedder]) -> FastAPI:
+def create_app(settings: Settings, load_embedder: Callable[[str], Embedder]) -> FastAPI:
     """The application. The embedder is loaded in the background once it serves; ``/ready`` tells when.
 
     ``app.state.fatal`` holds the error that made opening fail, ``app.state.gate`` the drain switch.
@@ -128,14 +87,20 @@ def create_app(settings: Settings, load_embedder: Callable[[], Embedder]) -> Fas
     app.state.on_fatal = lambda: None
     _add_errors(app)
     _add_operations(app, service)
-    _add_documents(app, service)
     _add_search(app, service)
+    for routes in (documents, jobs, index):
+        app.include_router(routes.router(service))
     rag = Chain(lambda: service.retriever, service.model, settings, service.metrics).build()
     app.include_router(langserve_router(rag))
 
     keys = [key.get_secret_value() for key in settings.api_keys]
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=(settings.max_upload_mb + 1) * _BLOCK, setting="RAG_MAX_UPLOAD_MB")
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=(settings.max_upload_mb + 1) * _BLOCK,
+        setting="RAG_MAX_UPLOAD_MB",
+        unlimited=("/restore",),  # as large as everything there is
+    )
     app.add_middleware(KeyGuard, keys=keys, open_paths=_OPEN_PATHS, setting="RAG_API_KEYS")
     metrics = service.metrics
 
@@ -235,72 +200,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
 
-def _add_documents(app: FastAPI, service: Service) -> None:
-    catalog = service.catalog
-
-    @app.post("/documents", status_code=202, tags=["documents"])
-    async def upload(
-        file: Annotated[UploadFile, File(description="A PDF.")],
-        collection: Annotated[str, Form(pattern=COLLECTION_PATTERN)] = DEFAULT_COLLECTION,
-    ) -> Accepted:
-        """Accept a document; its job tells when it can be searched. The same content again is the same document."""
-        name = _filename(file.filename)
-        document, job = await run_in_threadpool(_store, service, file, name, collection)
-        service.wake_jobs()
-        return Accepted(job_id=job.id, document_id=document.id)
-
-    @app.get("/documents", tags=["documents"])
-    def documents(collection: str | None = None) -> dict[str, list[DocumentOut]]:
-        """All documents, oldest first."""
-        return {"documents": [_document_out(d) for d in catalog.documents(collection)]}
-
-    @app.get("/documents/{document_id}", tags=["documents"])
-    def document(document_id: str) -> DocumentOut:
-        return _document_out(catalog.document(document_id))
-
-    @app.delete("/documents/{document_id}", status_code=204, tags=["documents"])
-    def delete(document_id: str) -> None:
-        """Remove the document, its text, its vectors and the file."""
-        service.jobs.delete(document_id)
-
-    @app.get("/documents/{document_id}/file", tags=["documents"])
-    def original(document_id: str) -> FileResponse:
-        """The original file."""
-        found = catalog.document(document_id)
-        disposition = f"inline; filename*=UTF-8''{quote(found.filename)}"
-        headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
-        return FileResponse(catalog.file_path(found), media_type="application/pdf", headers=headers)
-
-    @app.get("/documents/{document_id}/pages/{page}", tags=["documents"])
-    def page(document_id: str, page: int) -> dict[str, Any]:
-        """The text of one page (1-based); a citation's offsets refer to it."""
-        found = catalog.document(document_id)
-        return {"document_id": found.id, "page": page, "text": catalog.page(found.id, page).text}
-
-    @app.get("/jobs/{job_id}", tags=["documents"])
-    def job(job_id: str) -> JobOut:
-        return _job_out(catalog.job(job_id))
-
-    @app.get("/jobs/{job_id}/events", tags=["documents"])
-    async def job_events(job_id: str) -> EventSourceResponse:
-        """The job as server-sent events: its state now, each change, and the end."""
-        first = await run_in_threadpool(catalog.job, job_id)
-        return EventSourceResponse(_follow(service, first), ping=15)
-
-
-async def _follow(service: Service, job: Job) -> AsyncIterator[dict[str, str]]:
-    shown: Job | None = None
-    while True:
-        changed = service.changed
-        job = await run_in_threadpool(service.catalog.job, job.id)
-        if job != shown:
-            shown = job
-            yield {"event": job.state, "data": _job_out(job).model_dump_json()}
-        if job.done:
-            return
-        await changed.wait()
-
-
 def _add_search(app: FastAPI, service: Service) -> None:
     @app.post("/search", tags=["search"])
     def search(request: SearchRequest) -> SearchResult:
@@ -314,6 +213,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
                     document_id=f.document.id,
                     filename=f.document.filename,
                     page=f.chunk.page,
+                    label=f.label,
                     start=f.chunk.start,
                     text=f.chunk.text,
                     score=f.score,
@@ -321,55 +221,6 @@ def _add_search(app: FastAPI, service: Service) -> None:
                 for f in found
             ]
         )
-
-
-def _filename(given: str | None) -> str:
-    """The last part of the name, printable, at most 200 characters: it is shown, never used as a path."""
-    name = (given or "").encode("utf-8", "replace").decode().replace("\\", "/").rsplit("/", 1)[-1]
-    name = "".join(c for c in unicodedata.normalize("NFC", name) if c.isprintable()).strip()
-    if not name.strip("."):
-        raise InvalidRequest("the upload has no usable file name", param="file")
-    if len(name) > 200:
-        stem, dot, suffix = name.rpartition(".")
-        name = f"{stem[: 199 - len(suffix)]}.{suffix}" if dot and len(suffix) < 16 else name[:200]
-    return name
-
-
-def _store(service: Service, file: UploadFile, name: str, collection: str) -> tuple[Document, Job]:
-    """Copy the upload into the data folder, hashing it on the way, and hand it to the catalog."""
-    limit = service.settings.max_upload_mb * _BLOCK
-    digest, size, head = hashlib.sha256(), 0, b""
-    incoming: Path | None = None
-    try:
-        incoming = service.catalog.incoming_dir / uuid.uuid4().hex
-        with incoming.open("wb") as target:
-            while block := file.file.read(_BLOCK):
-                head = head or block[:1024]
-                size += len(block)
-                if size > limit:
-                    raise TooLarge(
-                        f"{name} is larger than {service.settings.max_upload_mb} MB (RAG_MAX_UPLOAD_MB)", param="file"
-                    )
-                digest.update(block)
-                target.write(block)
-        if size == 0:
-            raise InvalidRequest(f"{name} is empty (0 bytes)", param="file")
-        if not is_pdf(head):
-            raise UnsupportedFile(f"{name} is not a PDF, whatever its name says; only PDF is read", param="file")
-        return service.catalog.accept(incoming, collection=collection, filename=name, content_sha256=digest.hexdigest())
-    except OSError as error:
-        raise StorageError(f"{name} cannot be stored in {service.settings.data_dir}: {error}") from error
-    finally:
-        if incoming is not None:
-            incoming.unlink(missing_ok=True)
-
-
-def _document_out(document: Document) -> DocumentOut:
-    return DocumentOut.model_validate({**vars(document), "failed_pages": list(document.failed_pages)})
-
-
-def _job_out(job: Job) -> JobOut:
-    return JobOut.model_validate(vars(job))
 
 
 def add_gate(app: FastAPI) -> Drain:

@@ -67,6 +67,9 @@ class Citation(BaseModel):
     document_id: str
     filename: str
     page: int = Field(description="1-based.")
+    label: str = Field(
+        description="What a person calls the page: a slide, a sheet's rows, a heading; empty for a printed page."
+    )
     quote: str = Field(description="An exact span of the page's text.")
     start: int = Field(description="Offset of the quote in the page's text, in code points.")
     end: int
@@ -299,6 +302,7 @@ class _Citer:
                 document_id=found.passage.document_id,
                 filename=found.passage.filename,
                 page=found.passage.page,
+                label=found.passage.label,
                 quote=found.quote,
                 start=found.start,
                 end=found.start + len(found.quote),
@@ -327,9 +331,12 @@ def stable_order(found: list[Found]) -> list[Passage]:
                 last.start,
                 last.text + chunk.text[max(overlap, 0) :],
                 max(last.score, f.score),
+                last.label,
             )
         else:
-            out.append(Passage(f.document.id, f.document.filename, chunk.page, chunk.start, chunk.text, f.score))
+            out.append(
+                Passage(f.document.id, f.document.filename, chunk.page, chunk.start, chunk.text, f.score, f.label)
+            )
     return out
 
 

@@ -29,13 +29,13 @@ class EmbeddingError(Exception):
     """The embedding model cannot be loaded; the message says what, why and what to set."""
 
 
-def find_folder(model_id: str, cache_dir: Path, progress: Progress | None) -> Path:
-    """The folder with the model's files, fetched if need be."""
+def find_folder(model_id: str, cache_dir: Path, progress: Progress | None, *, quantized: bool = False) -> Path:
+    """The folder with the model's files, fetched if need be; ``quantized`` asks for the embedded model's 8-bit form."""
     if model_id == "embedded":
         from services.rag import e5
 
         try:
-            return e5.model_folder(cache_dir, progress)
+            return (e5.quantized_folder if quantized else e5.model_folder)(cache_dir, progress)
         except FetchError as error:
             raise EmbeddingError(f"RAG_EMBEDDING_MODEL=embedded: {error}") from error
         except (OSError, ValueError) as error:

@@ -39,6 +39,7 @@ class Passage:
     start: int
     text: str
     score: float
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,10 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
 
     max_upload_mb: int = Field(default=100, ge=1, le=4096)
-    # Pages without text are named as failed pages; reading them by OCR is not part of this version.
-    ocr: Literal["off"] = "off"
-    read_seconds: float = Field(default=300.0, gt=0)
+    ocr: Literal["auto", "on", "off"] = "auto"
+    readers: int = Field(default=0, ge=0, le=64)
+    read_page_seconds: float = Field(default=15.0, gt=0)
+    read_seconds: float = Field(default=1800.0, gt=0)
     read_memory_mb: int = Field(default=2048, ge=256)
 
     k: int = Field(default=4, ge=1, le=20)

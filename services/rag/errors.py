@@ -35,6 +35,12 @@ class NotFound(RagError):
     status, type, code = 404, "invalid_request_error", "not_found"
 
 
+class Conflict(RagError):
+    """What is asked for does not go with what is there: a name that is taken, a job that has not failed."""
+
+    status, type, code = 409, "invalid_request_error", "conflict"
+
+
 class TooLarge(RagError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 

@@ -37,11 +37,11 @@ async def send_error(
 class BodyLimit:
     """413 for a body over ``max_bytes``, by its declared length at once or while it streams in."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, setting: str) -> None:
-        self._app, self._max, self._setting = app, max_bytes, setting
+    def __init__(self, app: ASGIApp, max_bytes: int, setting: str, unlimited: Sequence[str] = ()) -> None:
+        self._app, self._max, self._setting, self._unlimited = app, max_bytes, setting, unlimited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._unlimited:
             return await self._app(scope, receive, send)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max:

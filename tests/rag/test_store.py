@@ -1,15 +1,19 @@
-"""The catalog, the lexical index and the vector store, each by its public interface."""
+"""The lexical index, the vector store, and generations of both, each by its public interface."""
 
-import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from services.rag.errors import NotFound, StartupError
-from services.rag.store.catalog import Catalog, Chunk, Page
-from services.rag.store.chroma import VectorStore
+from services.rag.embeddings import HashEmbedder
+from services.rag.store.catalog import Catalog
+from services.rag.store.chroma import Chroma, VectorStore
+from services.rag.store.index import Indexes
 from services.rag.store.lexical import LexicalIndex, content_terms, terms
+from services.rag.store.records import Document
+from services.rag.store.verify import compare, differences
+from tests.rag.test_catalog import accept
+from tests.rag.test_catalog import index as read_and_finish
 
 
 @pytest.fixture
@@ -17,102 +21,20 @@ def catalog(tmp_path: Path) -> Catalog:
     return Catalog(tmp_path / "data")
 
 
-def accept(catalog: Catalog, content: bytes = b"x", name: str = "a.pdf", collection: str = "default"):
-    incoming = catalog.incoming_dir / "upload"
-    incoming.write_bytes(content)
-    import hashlib
-
-    return catalog.accept(
-        incoming, collection=collection, filename=name, content_sha256=hashlib.sha256(content).hexdigest()
-    )
+@pytest.fixture
+def indexes(catalog: Catalog) -> Indexes:
+    return Indexes(catalog, Indexes.open_chroma(catalog.data_dir, None), HashEmbedder(), None)
 
 
-def test_accepting_queues_a_job_and_keeps_the_file(catalog: Catalog) -> None:
-    document, job = accept(catalog, b"content")
-    assert (document.status, job.state) == ("accepted", "accepted")
-    assert catalog.file_path(document).read_bytes() == b"content"
-    assert [j.id for j in catalog.open_jobs()] == [job.id]
-
-
-def test_the_same_content_is_one_document_and_one_job(catalog: Catalog) -> None:
-    first, second = accept(catalog, b"same"), accept(catalog, b"same", name="other-name.pdf")
-    assert first[0].id == second[0].id
-    assert first[1].id == second[1].id
-    assert len(catalog.documents()) == 1
-
-
-def test_the_same_content_in_two_collections_is_two_documents_and_one_file(catalog: Catalog) -> None:
-    one, _ = accept(catalog, b"same")
-    two, _ = accept(catalog, b"same", collection="other")
-    assert one.id != two.id
-    catalog.mark_deleting(one.id)
-    catalog.remove(one)
-    assert catalog.file_path(two).exists()
-
-
-def test_a_failed_document_is_tried_again(catalog: Catalog) -> None:
-    _, job = accept(catalog)
-    catalog.update_job(job.id, state="failed", error="no text")
-    document, again = accept(catalog)
-    assert again.id != job.id
-    assert (document.status, document.error) == ("accepted", None)
-
-
-def test_chunks_are_visible_only_once_the_document_is_indexed(catalog: Catalog) -> None:
-    document, job = accept(catalog)
-    chunk = Chunk(f"{document.id}:0", document.id, 0, 1, 0, 2, "租约")
-    catalog.put_text(document.id, [Page(1, "租约")], [chunk], [2], 2)
-    assert catalog.visible_chunks([chunk.id]) == {}
-    catalog.finish(job, "fingerprint")
-    found, of = catalog.visible_chunks([chunk.id])[chunk.id]
-    assert found == chunk
-    assert (of.status, of.pages, of.chunks, of.failed_pages) == ("indexed", 2, 1, (2,))
-
-
-def test_a_deleted_document_is_gone_at_once_and_its_job_cancelled(catalog: Catalog) -> None:
-    document, job = accept(catalog)
-    catalog.mark_deleting(document.id)
-    with pytest.raises(NotFound):
-        catalog.document(document.id)
-    assert catalog.job(job.id).state == "cancelled"
-    catalog.finish(job, "fingerprint")  # a job that was just ending must not bring it back
-    assert catalog.documents() == []
-    catalog.remove(document)
-    assert not catalog.file_path(document).exists()
-
-
-def test_a_document_can_be_indexed_again(catalog: Catalog) -> None:
-    _, job = accept(catalog)
-    catalog.finish(job, "old")
-    catalog.queue_again(catalog.documents())
-    assert [j.filename for j in catalog.open_jobs()] == ["a.pdf"]
-    assert catalog.documents()[0].status == "accepted"
-
-
-def test_reopening_finds_everything_and_drops_half_uploads(tmp_path: Path) -> None:
-    first = Catalog(tmp_path)
-    document, _ = accept(first)
-    (first.incoming_dir / "half").write_bytes(b"half")
-    (first.files_dir / "never-committed").write_bytes(b"half")
-    first.close()
-    second = Catalog(tmp_path)
-    assert second.document(document.id) == document
-    assert list(second.incoming_dir.iterdir()) == []
-    assert [p.name for p in second.files_dir.iterdir()] == [document.sha256]
-
-
-def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
-    Catalog(tmp_path).close()
-    with sqlite3.connect(tmp_path / "catalog.sqlite") as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StartupError, match="newer docduet"):
-        Catalog(tmp_path)
-
-
-def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StartupError, match="RAG_DATA_DIR"):
-        Catalog(tmp_path / "file")
+def add(catalog: Catalog, indexes: Indexes, text: str, name: str = "a.pdf") -> Document:
+    """An indexed document, in the active generation."""
+    document, job = accept(catalog, text.encode(), name=name)
+    read_and_finish(catalog, job, text)
+    chunks = catalog.chunks_of(document.id)
+    index = indexes.active
+    index.put_vectors([(document, c) for c in chunks], HashEmbedder().embed_documents([c.text for c in chunks]))
+    index.put_words([(document, chunks)])
+    return catalog.document(document.id)
 
 
 def test_terms_fold_case_and_width_and_segment_chinese() -> None:
@@ -142,10 +64,11 @@ def unit(*values: float) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def test_vectors_are_kept_apart_by_collection_and_fingerprint(tmp_path: Path) -> None:
-    store = VectorStore(tmp_path, "one")
-    store.upsert("default", ["a:0", "a:1"], np.stack([unit(1, 0), unit(1, 1)]), "a")
-    store.upsert("default", ["a:0"], np.stack([unit(1, 0)]), "a")
+def test_vectors_are_kept_apart_by_collection_fingerprint_and_generation(tmp_path: Path) -> None:
+    chroma = Chroma(tmp_path)
+    store = VectorStore(chroma, "one")
+    store.upsert("default", ["a:0", "a:1"], np.stack([unit(1, 0), unit(1, 1)]), ["a", "a"])
+    store.upsert("default", ["a:0"], np.stack([unit(1, 0)]), ["a"])
     assert store.count("default") == 2
     assert store.missing("default", ["a:0", "a:2"]) == ["a:2"]
     (best, score), *_ = store.search("default", unit(1, 0), 5)
@@ -153,6 +76,94 @@ def test_vectors_are_kept_apart_by_collection_and_fingerprint(tmp_path: Path) ->
     assert score == pytest.approx(1.0, abs=1e-5)
     assert store.search("default", unit(1, 0), 5, ["b"]) == []
     assert store.search("other", unit(1, 0), 5) == []
-    assert VectorStore(tmp_path, "two").search("default", unit(1, 0), 5) == []
-    store.delete_document("default", "a")
+    assert VectorStore(chroma, "two").search("default", unit(1, 0), 5) == []
+    assert VectorStore(chroma, "one", 2).search("default", unit(1, 0), 5) == []
+    assert sorted(store.ids("default")) == [("a:0", "a"), ("a:1", "a")]
+    assert store.vectors("default", ["a:1"])["a:1"] == pytest.approx(unit(1, 1))
+    assert store.delete_document("default", "a") == 2
     assert store.count("default") == 0
+
+
+def test_a_damaged_chroma_folder_is_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / "chroma").mkdir()
+    (tmp_path / "chroma" / "chroma.sqlite3").write_bytes(b"this is no database, whatever it is called" * 100)
+    chroma = Indexes.open_chroma(tmp_path, None)
+    assert VectorStore(chroma, "one").count("default") == 0
+    assert (tmp_path / "chroma.damaged-1" / "chroma.sqlite3").exists()
+
+
+def test_a_damaged_lexical_file_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "lexical.sqlite").write_bytes(b"this is no database, whatever it is called" * 100)
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    index.put_document("default", "a", [("a:0", "lease")])
+    assert [i for i, _ in index.search("default", "lease", 5)] == ["a:0"]
+
+
+def test_a_new_generation_answers_after_the_swap_and_the_old_one_is_gone(catalog: Catalog, indexes: Indexes) -> None:
+    document = add(catalog, indexes, "the hard limit of a lease")
+    old, new = indexes.active, indexes.build("asked for")
+    assert indexes.build("again") is new
+    with indexes.use() as used:
+        assert used is old
+        assert used.lexical.search("default", "lease", 5)
+    chunks = catalog.chunks_of(document.id)
+    new.put_vectors([(document, c) for c in chunks], HashEmbedder().embed_documents([c.text for c in chunks]))
+    new.put_words([(document, chunks)])
+    indexes.swap()
+    assert not old.lexical.path.exists()
+    with indexes.use() as used:
+        assert [i for i, _ in used.lexical.search("default", "lease", 5)] == [chunks[0].id]
+        assert used.vectors.count("default") == 1
+    row = catalog.index("active")
+    assert row is not None
+    assert row.generation == new.row.generation
+    assert catalog.index("building") is None
+
+
+def test_a_build_under_way_goes_on_after_a_restart_unless_the_embedder_changed(
+    catalog: Catalog, indexes: Indexes
+) -> None:
+    building = indexes.build("asked for")
+    chroma = Indexes.open_chroma(catalog.data_dir, None)
+    again = Indexes(catalog, chroma, HashEmbedder(), None)
+    assert again.building is not None
+    assert again.building.row == building.row
+    other = Indexes(catalog, chroma, HashEmbedder(64), None)
+    assert other.building is None
+    assert other.active.embedder is None  # it cannot make the vectors of the old one
+    assert other.active.row.fingerprint == HashEmbedder().fingerprint
+
+
+def test_verify_names_each_difference(catalog: Catalog, indexes: Indexes) -> None:
+    one = add(catalog, indexes, "the hard limit of a lease", "one.pdf")
+    two = add(catalog, indexes, "the soft limit of a lease", "two.pdf")
+    assert list(differences(catalog, indexes.active, files=True)) == []
+    index = indexes.active
+    index.vectors.delete_document("default", one.id)
+    index.lexical.put_document("default", two.id, [("two:9", "nothing of the kind")])
+    index.vectors.upsert("default", ["ghost:0"], HashEmbedder().embed_documents(["ghost"]), ["ghost"])
+    catalog.file_path(one).unlink()
+    content = catalog.file_path(two).read_bytes()
+    catalog.file_path(two).write_bytes(bytes(len(content)))
+    (catalog.files_dir / "stray").write_bytes(b"x")
+    found = {(d.kind, d.document_id) for d in differences(catalog, index, files=True)}
+    assert found == {
+        ("missing_vectors", one.id),
+        ("missing_words", two.id),
+        ("orphan_words", two.id),
+        ("orphan_vectors", "ghost"),
+        ("missing_file", one.id),
+        ("wrong_file", two.id),
+        ("orphan_file", ""),
+    }
+    assert ("wrong_file", two.id) not in {(d.kind, d.document_id) for d in differences(catalog, index, files=False)}
+
+
+def test_documents_on_their_way_in_or_out_are_no_difference(catalog: Catalog, indexes: Indexes) -> None:
+    document = add(catalog, indexes, "the hard limit of a lease")
+    catalog.delete(document.id)
+    state = compare(catalog, indexes.active, "default")
+    assert (state.orphan_vectors, state.orphan_words) == ({}, {})
+    indexes.active.remove(document.id, "default")
+    catalog.removed([document.id], 1)
+    assert list(differences(catalog, indexes.active, files=True)) == []

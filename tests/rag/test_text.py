@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.rag.documents.chunking import CHUNK_TOKENS, chunk, estimate_tokens, sentences
-from services.rag.documents.reflow import reflow
+from services.rag.documents.reflow import clean, join, reflow
 
 TEXT = st.text(alphabet=st.sampled_from("租约的限制是小时。！？；，.?! ab12\n“”()、-"), max_size=600)
 
@@ -83,3 +83,42 @@ def test_reflow_takes_out_the_spaces_of_fonts_that_add_them() -> None:
 @given(st.text(alphabet=st.characters(max_codepoint=0x9FFF), max_size=300))
 def test_reflow_never_fails_and_loses_no_digit(text: str) -> None:
     assert [c for c in reflow(text) if c in "0123456789"] == [c for c in text if c in "0123456789"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["a meas-", "ure of it"], "a measure of it"),
+        (["a meas\u00ad", "ure of it"], "a measure of it"),
+        (["an open-", "source base, as open-source goes"], "an open-source base, as open-source goes"),
+        (["a Non-", "English word"], "a Non-English word"),
+        (["AD 2018–", "23–51"], "AD 2018–23–51"),
+        (["see https://", "www.example.org"], "see https://www.example.org"),
+        (["one -", "two"], "one - two"),
+        (["租约的软限制是九十", "秒"], "租约的软限制是九十秒"),
+        (["see", "1. the first", "2. the second"], "see\n1. the first\n2. the second"),
+        (["under 14 CFR", "11.43 and more"], "under 14 CFR 11.43 and more"),
+        (["a line", "| a | b |", "| c | d |", "the text"], "a line\n| a | b |\n| c | d |\nthe text"),
+        (["these are:", "the text"], "these are:\nthe text"),
+    ],
+)
+def test_join_mends_what_the_margin_cut(lines: list[str], expected: str) -> None:
+    assert join((line, True) for line in lines) == expected
+
+
+def test_lines_that_were_not_cut_stay_lines() -> None:
+    assert join([("a heading", False), ("the text", False)]) == "a heading\nthe text"
+
+
+def test_clean_takes_presentation_forms_apart_and_leaves_writing_as_it_is() -> None:
+    assert clean("\ufb01nd the o\ufb03ce") == "find the office"
+    assert clean("\ufef3\ufe8e") == "\u064a\u0627"
+    assert clean("２０２４年Ａ") == "2024年A"
+    for text in ("軟體與软件", "「引號」，全形！", "x² ½ ℃ ①"):
+        assert clean(text) == text
+
+
+@given(st.lists(st.tuples(st.text(alphabet="ab-租。|: 1.A", max_size=12), st.booleans()), max_size=8))
+def test_join_loses_nothing_but_hyphens(lines: list[tuple[str, bool]]) -> None:
+    kept = "".join("".join(join(lines).split())).replace("-", "")
+    assert kept == "".join("".join(text.split()) for text, _ in lines).replace("-", "")

@@ -1,196 +1,224 @@
-"""Ingestion: one thread takes accepted jobs in order and brings each to its end state.
+"""Ingestion: several readers turn accepted files into text, one writer (``indexing``) makes it searchable.
 
-Every step can be repeated: text is replaced in one transaction, vectors are upserted under fixed ids, lexical rows are
-replaced, and the document becomes visible in the last transaction. So after a kill at any instant the job is simply run
-again, and what was embedded already is not embedded twice.
+A job is a row of the catalog. Readers take waiting files, small ones first, and commit their pages and chunks in one
+transaction; the writer does the rest. After a kill at any instant each job is taken up where its last commit left it.
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from services.rag.documents.chunking import chunk
-from services.rag.documents.reading import Limits, PageText, ReadError, read_pages
-from services.rag.errors import NotFound, RagError
-from services.rag.store.catalog import Catalog, Chunk, Document, Job, Page
-from services.rag.store.chroma import VectorStore
-from services.rag.store.lexical import LexicalIndex
+from services.rag.documents.indexing import IndexWriter
+from services.rag.documents.pages import Options, PageText, ReadError
+from services.rag.documents.reading import Cancelled, Limits, ReadingProcess, ReadingUnavailable
+from services.rag.errors import RagError, StorageError
+from services.rag.store.catalog import Catalog
+from services.rag.store.index import Indexes
+from services.rag.store.records import Chunk, Job, Page, PageReport, chunk_id
 
 log = logging.getLogger("docduet.rag.jobs")
 
-# Small enough that a question waits for at most one batch of the embedder, large enough to keep it busy.
-EMBED_BATCH = 16
+# How files are read; raised when a reader gives other text, so that pages which failed are tried again on upload.
+READER = "2"
+# A file that takes longer than this no longer counts as one that keeps others waiting: another is read beside it.
+SLOW_SECONDS = 2.0
+EXTRA_READERS = 2
+PROGRESS_SECONDS = 0.25
+RETRY_SECONDS = 5.0
+# Without a measurement yet: chunks a printed page gives.
+_CHUNKS_A_PAGE = 4
 
 
-class DocumentEmbedder(Protocol):
-    @property
-    def fingerprint(self) -> str: ...
-    def embed_documents(self, texts: list[str]) -> npt.NDArray[np.float32]: ...
-
-
-class _Stopped(Exception):
-    """The service stops, or the document was deleted meanwhile."""
+@dataclass
+class _Running:
+    process: ReadingProcess
+    job: Job
+    since: float
 
 
 class JobRunner:
-    def __init__(
-        self, catalog: Catalog, vectors: VectorStore, lexical: LexicalIndex, embedder: DocumentEmbedder, limits: Limits
-    ) -> None:
+    def __init__(self, catalog: Catalog, indexes: Indexes, limits: Limits, *, ocr: bool, readers: int) -> None:
         self._catalog = catalog
-        self._vectors = vectors
-        self._lexical = lexical
-        self._embedder = embedder
         self._limits = limits
-        self._wake = threading.Event()
+        self._ocr = ocr
+        self._readers = readers
+        self.reader = f"{READER}{'+ocr' if ocr else ''}"
+        self._turn = threading.Condition()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
-        self.on_change: Callable[[Job], None] = lambda job: None
+        self._running: dict[str, _Running] = {}
+        self._seconds_a_page: float | None = None
+        self._unwritten: dict[str, str] = {}  # failures that a full or read-only disk kept from being written
+        self.on_change: Callable[[str], None] = lambda job_id: None
+        self.writer = IndexWriter(catalog, indexes, self._announce, self._fail)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"read-{n}", daemon=True) for n in range(readers + EXTRA_READERS)
+        ]
+        self._threads.append(threading.Thread(target=self._write_failures, name="failures", daemon=True))
 
     def start(self) -> None:
         """Finish what an earlier process left, then take jobs."""
-        self._thread.start()
+        self.writer.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=60)
+        with self._turn:
+            running = list(self._running.values())
+            self._turn.notify_all()
+        for item in running:
+            item.process.cancel()
+        self.writer.stop()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=10)
 
     def wake(self) -> None:
-        """There may be a new job."""
-        self._wake.set()
+        """There may be a new job, or a document was deleted."""
+        with self._turn:
+            self._turn.notify_all()
+        self.writer.wake()
 
-    def delete(self, doc_id: str) -> None:
-        """Make the document invisible at once, then take it out of the indexes."""
-        self._purge(self._catalog.mark_deleting(doc_id))
+    def let_go(self, document_ids: Iterable[str]) -> None:
+        """These documents were deleted or their jobs cancelled: stop reading them."""
+        wanted = set(document_ids)
+        with self._turn:
+            running = [item for item in self._running.values() if item.job.document_id in wanted]
+        for item in running:
+            item.process.cancel()
+        self.wake()
 
-    def _purge(self, document: Document) -> None:
-        self._vectors.delete_document(document.collection, document.id)
-        self._lexical.delete_document(document.id)
-        self._catalog.remove(document)
+    def current(self, job: Job) -> Job:
+        """The job as it stands, also where its failure could not be written down."""
+        reason = self._unwritten.get(job.id)
+        return job if reason is None or job.done else replace(job, state="failed", error=reason)
 
-    def _run(self) -> None:
-        try:
-            for document in self._catalog.deleting():
-                self._purge(document)
-            if stale := self._stale():
-                log.warning("%d documents are indexed again: another embedding model, or an index was lost", len(stale))
-                self._catalog.queue_again(stale)
-        except Exception:
-            log.exception("clean-up after the last run failed; it is tried again at the next start")
-        while not self._stopping.is_set():
-            self._wake.clear()
-            job = self._catalog.next_job()
-            if job is None:
-                self._wake.wait()
-                continue
-            try:
-                self._process(job)
-            except _Stopped:
-                self._forget_if_deleted(job)
-            except Exception as error:
-                if not isinstance(error, ReadError | RagError):
-                    log.exception("job %s (%s) failed", job.id, job.filename)
-                self._fail(job, str(error) or type(error).__name__)
+    def estimate(self, job: Job) -> float | None:
+        """Seconds until the job ends, from how fast things went lately; None when that cannot be told yet."""
+        rate = self.writer.seconds_a_chunk
+        if job.done or rate is None:
+            return 0.0 if job.done else None
+        if job.chunks_total is not None:
+            return round(rate * (job.chunks_total - job.chunks_embedded), 1)
+        if job.pages_total is None or self._seconds_a_page is None:
+            return None
+        unread = job.pages_total - job.pages_read
+        return round(unread * self._seconds_a_page + job.pages_total * _CHUNKS_A_PAGE * rate, 1)
 
-    def _stale(self) -> list[Document]:
-        """Indexed documents that the indexes do not hold whole, or that another embedder's vectors stand for."""
-        rows = self._lexical.counts()
-        return [
-            document
-            for document in self._catalog.documents()
-            if document.status == "indexed"
-            and (
-                document.fingerprint != self._embedder.fingerprint
-                or rows.get(document.id) != document.chunks
-                or self._vectors.missing(document.collection, [c.id for c in self._catalog.chunks_of(document.id)])
-            )
-        ]
+    def _announce(self, job_id: str) -> None:
+        self.on_change(job_id)
 
-    def _forget_if_deleted(self, job: Job) -> None:
-        """A batch that was under way while its document was deleted may have left vectors behind."""
-        try:
-            self._catalog.document(job.document_id)
-        except NotFound:
-            self._lexical.delete_document(job.document_id)
-            for collection in self._vectors.collections():
-                self._vectors.delete_document(collection, job.document_id)
+    # -- failures ----------------------------------------------------------------------------------------------
 
     def _fail(self, job: Job, reason: str) -> None:
+        """End a job as failed, on a full disk too: the reserve makes room, and if nothing helps it is kept in memory."""
         try:
-            self._update(job, state="failed", error=reason)
+            try:
+                self._catalog.fail(job, reason)
+            except StorageError:
+                self._catalog.release_reserve()
+                self._catalog.fail(job, reason)
         except Exception:
-            # The disk is full or gone: the job stays open and is tried when something wakes us, not in a busy loop.
-            log.exception("job %s failed and its state cannot be written", job.id)
-            self._stopping.wait(5)
+            log.exception("job %s failed (%s) and its state cannot be written; tried again", job.id, reason)
+            self._unwritten[job.id] = reason
+        self._announce(job.id)
 
-    def _update(self, job: Job, **columns: object) -> None:
-        self._catalog.update_job(job.id, **columns)
-        self.on_change(self._catalog.job(job.id))
+    def _write_failures(self) -> None:
+        """Write down what could not be, as soon as it can."""
+        while not self._stopping.wait(RETRY_SECONDS):
+            for job_id, reason in list(self._unwritten.items()):
+                with contextlib.suppress(RagError):
+                    self._catalog.fail(self._catalog.job(job_id), reason)
+                    del self._unwritten[job_id]
+            if not self._unwritten:
+                self._catalog.keep_reserve()
 
-    def _check(self, job: Job) -> Document:
-        if self._stopping.is_set():
-            raise _Stopped
-        try:
-            return self._catalog.document(job.document_id)
-        except NotFound:
-            raise _Stopped from None
+    # -- reading -----------------------------------------------------------------------------------------------
 
-    def _process(self, job: Job) -> None:
-        document = self._check(job)
-        # A document that only needs new vectors, or a job that was killed while embedding, has its text already.
-        chunks = self._catalog.chunks_of(document.id) if job.state == "embedding" or document.fingerprint else []
-        if not chunks:
-            chunks = self._read(job, document)
-        self._embed(job, document, chunks)
-        self._lexical.put_document(document.collection, document.id, [(c.id, c.text) for c in chunks])
-        self._check(job)
-        self._catalog.finish(job, self._embedder.fingerprint)
-        self.on_change(self._catalog.job(job.id))
+    def _work(self) -> None:
+        with contextlib.closing(ReadingProcess(self._limits)) as process:
+            while (job := self._take(process)) is not None:
+                try:
+                    self._read(process, job)
+                except Cancelled:
+                    pass  # deleted, cancelled, or the service stops: the catalog says which
+                except ReadingUnavailable as error:
+                    # Nothing is wrong with the file: the job stays open and is taken again.
+                    log.error("%s cannot be read now: %s", job.filename, error)
+                    self._stopping.wait(RETRY_SECONDS)
+                except Exception as error:
+                    if not isinstance(error, ReadError | RagError):
+                        log.exception("job %s (%s) failed", job.id, job.filename)
+                    self._fail(job, str(error) or type(error).__name__)
+                finally:
+                    with self._turn:
+                        self._running.pop(job.id, None)
+                        self._turn.notify_all()
 
-    def _read(self, job: Job, document: Document) -> list[Chunk]:
-        self._update(job, state="reading", pages_read=0)
+    def _take(self, process: ReadingProcess) -> Job | None:
+        """The next file, when it is this thread's turn; None at the end."""
+        with self._turn:
+            while not self._stopping.is_set():
+                now = time.monotonic()
+                quick = sum(1 for item in self._running.values() if now - item.since < SLOW_SECONDS)
+                if quick < self._readers:
+                    try:
+                        job = self._catalog.next_to_read([*self._running, *self._unwritten])
+                    except Exception:
+                        log.exception("the catalog cannot be read; tried again")
+                        self._turn.wait(RETRY_SECONDS)
+                        continue
+                    if job is not None:
+                        self._running[job.id] = _Running(process, job, now)
+                        return job
+                self._turn.wait(SLOW_SECONDS / 4 if self._running else None)
+        return None
+
+    def _read(self, process: ReadingProcess, job: Job) -> None:
+        document = self._catalog.document(job.document_id)
+        self._catalog.update_job(job.id, state="reading", pages_read=0)
+        self._announce(job.id)
         pages: list[Page] = []
-        failures: dict[int, str] = {}
+        reports: list[PageReport] = []
         total = 0
-        for item in read_pages(self._catalog.file_path(document), self._limits):
-            total = item.total
+        started = told = time.monotonic()
+        options = Options(password=job.password, ocr=self._ocr)
+        for item in process.read(self._catalog.file_path(document), document.format, options):
+            total = max(item.total, item.number)
             if isinstance(item, PageText):
-                pages.append(Page(item.number, item.text))
+                pages.append(Page(item.number, item.text, item.label, item.method))
+                reports += [PageReport(item.number, False, note) for note in item.notes]
             else:
-                failures[item.number] = item.reason
-            self._check(job)
-            self._update(job, pages_total=total, pages_read=item.number)
-        chunks: list[Chunk] = []
-        for page in pages:
-            for span in chunk(page.text):
-                ordinal = len(chunks)
-                text = page.text[span.start : span.end]
-                chunks.append(
-                    Chunk(f"{document.id}:{ordinal}", document.id, ordinal, page.number, span.start, span.end, text)
-                )
-        if not chunks:
-            first = min(failures, default=None)
-            if first is not None:
-                self._update(job, page=first)
-            reason = failures[first] if first is not None else "the file has no text"
-            raise ReadError(f"none of its {total} pages can be indexed; page {first}: {reason}")
-        self._catalog.put_text(document.id, pages, chunks, sorted(failures), total)
-        return chunks
+                reports.append(PageReport(item.number, True, item.reason))
+            now = time.monotonic()
+            self._seconds_a_page = (now - started) / (len(pages) + len(reports))
+            if now - told > PROGRESS_SECONDS:
+                told = now
+                self._catalog.update_job(job.id, pages_total=total, pages_read=item.number)
+                self._announce(job.id)
+        chunks = list(_chunks(document.id, pages))
+        if chunks:
+            self._catalog.put_text(job, pages, chunks, reports, total, self.reader)
+            self.writer.wake()
+        else:
+            first = next((r for r in reports if r.failed), None)
+            reason = f"page {first.page}: {first.message}" if first else "the file has no text"
+            if total > 1:
+                reason = f"none of its {total} pages can be indexed; {reason}"
+            self._catalog.put_failure(job, reason, first.page if first else None, reports, total)
+        self._announce(job.id)
 
-    def _embed(self, job: Job, document: Document, chunks: list[Chunk]) -> None:
-        self._update(job, state="embedding", chunks_total=len(chunks))
-        by_id = {c.id: c for c in chunks}
-        missing = self._vectors.missing(document.collection, list(by_id))
-        done = len(chunks) - len(missing)
-        for at in range(0, len(missing), EMBED_BATCH):
-            self._check(job)
-            ids = missing[at : at + EMBED_BATCH]
-            vectors = self._embedder.embed_documents([by_id[i].text for i in ids])
-            self._vectors.upsert(document.collection, ids, vectors, document.id)
-            done += len(ids)
-            self._update(job, chunks_embedded=done)
+
+def _chunks(document_id: str, pages: Iterable[Page]) -> Iterable[Chunk]:
+    ordinal = 0
+    for page in pages:
+        for span in chunk(page.text):
+            text = page.text[span.start : span.end]
+            yield Chunk(
+                chunk_id(document_id, ordinal, text), document_id, ordinal, page.number, span.start, span.end, text
+            )
+            ordinal += 1

@@ -1,35 +1,43 @@
 """Vectors in Chroma: an index of the catalog's chunks that can be dropped and made again. Only this file imports chromadb.
 
-A Chroma collection is named after the docduet collection and the embedder's fingerprint: vectors of two embedders never
-meet in one. Scores are cosine similarities.
+A Chroma collection is named after the docduet collection, the embedder's fingerprint and the index's generation: vectors of
+two embedders never meet in one. Scores are cosine similarities.
 """
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import chromadb
 import numpy as np
 import numpy.typing as npt
+from chromadb.api.shared_system_client import SharedSystemClient
 from chromadb.config import Settings as ChromaSettings
 
 from services.rag.errors import StartupError
 
 Vectors = npt.NDArray[np.float32]
 
+_PREFIX = "docduet-"
+_PAGE = 1000  # ids listed at a time
 
-class VectorStore:
-    def __init__(self, path: Path, fingerprint: str, *, url: str | None = None) -> None:
-        """Open the store.
 
-        Args:
-            path: folder of the embedded database; unused when ``url`` names a Chroma server.
-            fingerprint: of the embedder whose vectors come in and queries go out.
+class ChromaDamaged(Exception):
+    """The Chroma folder cannot be opened; it is only an index."""
+
+
+class Chroma:
+    """The database that holds the collections of all generations."""
+
+    def __init__(self, path: Path, url: str | None = None) -> None:
+        """Open the folder ``path``, or the server at ``url``.
 
         Raises:
-            StartupError: the folder cannot be opened or the server does not answer.
+            StartupError: the server does not answer.
+            ChromaDamaged: the folder cannot be opened.
         """
         # Telemetry is off here, whatever the environment says: nothing leaves the machine.
         settings = ChromaSettings(anonymized_telemetry=False)
@@ -37,49 +45,91 @@ class VectorStore:
             if url:
                 host, _, port = url.split("://", 1)[-1].rstrip("/").partition(":")
                 ssl = url.startswith("https")
-                self._client: Any = chromadb.HttpClient(
+                self.client: Any = chromadb.HttpClient(
                     host=host, port=int(port or (443 if ssl else 8000)), ssl=ssl, settings=settings
                 )
             else:
-                self._client = chromadb.PersistentClient(path=str(path), settings=settings)
-        except Exception as error:
-            where = f"the Chroma server at RAG_CHROMA_URL={url}" if url else f"the Chroma folder {path}"
-            raise StartupError(
-                f"{where} cannot be opened: {error}. "
-                + (
+                self.client = chromadb.PersistentClient(path=str(path), settings=settings)
+        except BaseException as error:  # its Rust half panics on a damaged file, which is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            if url:
+                raise StartupError(
+                    f"the Chroma server at RAG_CHROMA_URL={url} cannot be opened: {error}. "
                     "Start it, or unset RAG_CHROMA_URL."
-                    if url
-                    else "It is only an index: move it away and start again."
-                )
-            ) from error
+                ) from error
+            SharedSystemClient.clear_system_cache()  # it keeps the half-made one for the next who asks
+            raise ChromaDamaged(f"the Chroma folder {path} cannot be opened: {error}") from error
+
+    def heartbeat(self) -> None:
+        """Raise when the store does not answer."""
+        self.client.heartbeat()
+
+    def drop_all_but(self, generations: Sequence["VectorStore"]) -> None:
+        """Remove the collections of other generations: those that a kill left, and retired ones."""
+        for collection in self.client.list_collections():
+            metadata = collection.metadata or {}
+            if collection.name.startswith(_PREFIX) and not any(store.owns(metadata) for store in generations):
+                self.client.delete_collection(collection.name)
+
+
+class VectorStore:
+    """One generation's vectors. Thread-safe."""
+
+    def __init__(self, chroma: Chroma, fingerprint: str, generation: int = 0) -> None:
+        """``fingerprint`` is that of the embedder whose vectors come in and queries go out."""
+        self._client = chroma.client
         self._fingerprint = fingerprint
+        self._generation = generation
         self._lock = threading.Lock()
         self._collections: dict[str, Any] = {}
+
+    def owns(self, metadata: dict[str, Any]) -> bool:
+        """Whether a Chroma collection with this metadata is of this generation."""
+        return metadata.get("fingerprint") == self._fingerprint and metadata.get("generation", 0) == self._generation
 
     def _collection(self, collection: str) -> Any:
         with self._lock:
             if collection not in self._collections:
-                digest = hashlib.sha256(f"{collection}\0{self._fingerprint}".encode()).hexdigest()[:32]
+                parts = [collection, self._fingerprint, *([str(self._generation)] if self._generation else [])]
+                digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
                 self._collections[collection] = self._client.get_or_create_collection(
-                    f"docduet-{digest}",
+                    f"{_PREFIX}{digest}",
                     embedding_function=None,
-                    metadata={"collection": collection, "fingerprint": self._fingerprint},
+                    metadata={
+                        "collection": collection,
+                        "fingerprint": self._fingerprint,
+                        "generation": self._generation,
+                    },
                     configuration={"hnsw": {"space": "cosine"}},
                 )
             return self._collections[collection]
 
-    def upsert(self, collection: str, ids: Sequence[str], vectors: Vectors, document_id: str) -> None:
-        """Write vectors of shape (n, d); the same ids again replace what was there."""
+    def upsert(self, collection: str, ids: Sequence[str], vectors: Vectors, document_ids: Sequence[str]) -> None:
+        """Write vectors of shape (n, d), one a chunk id; the same ids again replace what was there."""
         self._collection(collection).upsert(
-            ids=list(ids), embeddings=vectors, metadatas=[{"document_id": document_id} for _ in ids]
+            ids=list(ids), embeddings=vectors, metadatas=[{"document_id": id_} for id_ in document_ids]
         )
 
     def missing(self, collection: str, ids: Sequence[str]) -> list[str]:
         """Those of ``ids`` that have no vector yet, in order."""
         present: set[str] = set()
-        for at in range(0, len(ids), 500):
-            present.update(self._collection(collection).get(ids=list(ids[at : at + 500]), include=[])["ids"])
+        for at in range(0, len(ids), _PAGE):
+            present.update(self._collection(collection).get(ids=list(ids[at : at + _PAGE]), include=[])["ids"])
         return [id_ for id_ in ids if id_ not in present]
+
+    def vectors(self, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors of those of ``ids`` that are here."""
+        found = self._collection(collection).get(ids=list(ids), include=["embeddings"])
+        return dict(zip(found["ids"], np.asarray(found["embeddings"], np.float32), strict=True))
+
+    def ids(self, collection: str) -> Iterator[tuple[str, str]]:
+        """(chunk id, document id) of every vector."""
+        target = self._collection(collection)
+        for at in range(0, target.count(), _PAGE):
+            page = target.get(limit=_PAGE, offset=at, include=["metadatas"])
+            for id_, metadata in zip(page["ids"], page["metadatas"], strict=True):
+                yield id_, str(metadata["document_id"])
 
     def search(
         self, collection: str, vector: Vectors, k: int, document_ids: Sequence[str] | None = None
@@ -93,17 +143,33 @@ class VectorStore:
         found = target.query(query_embeddings=[vector], n_results=k, where=where, include=["distances"])
         return [(id_, 1.0 - float(d)) for id_, d in zip(found["ids"][0], found["distances"][0], strict=True)]
 
-    def collections(self) -> list[str]:
-        """The docduet collections that this process has touched."""
-        with self._lock:
-            return list(self._collections)
+    def probe(self, collection: str) -> None:
+        """Raise when the collection's graph cannot be searched; its list of ids may be readable all the same."""
+        target = self._collection(collection)
+        some = target.get(limit=1, include=["embeddings"])
+        if some["ids"]:
+            target.query(query_embeddings=some["embeddings"], n_results=1, include=["distances"])
 
-    def delete_document(self, collection: str, document_id: str) -> None:
-        self._collection(collection).delete(where={"document_id": document_id})
+    def delete_document(self, collection: str, document_id: str) -> int:
+        """Returns how many vectors it had."""
+        target = self._collection(collection)
+        ids = target.get(where={"document_id": document_id}, include=[])["ids"]
+        if ids:
+            target.delete(ids=ids)
+        return len(ids)
+
+    def delete(self, collection: str, ids: Sequence[str]) -> None:
+        for at in range(0, len(ids), _PAGE):
+            self._collection(collection).delete(ids=list(ids[at : at + _PAGE]))
 
     def count(self, collection: str) -> int:
         return int(self._collection(collection).count())
 
-    def heartbeat(self) -> None:
-        """Raise when the store does not answer."""
-        self._client.heartbeat()
+    def drop(self) -> None:
+        """Remove the whole generation."""
+        for collection in self._client.list_collections():
+            if collection.name.startswith(_PREFIX) and self.owns(collection.metadata or {}):
+                with contextlib.suppress(Exception):  # another's retry; what is left goes at the next start
+                    self._client.delete_collection(collection.name)
+        with self._lock:
+            self._collections.clear()

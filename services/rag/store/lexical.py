@@ -1,10 +1,12 @@
 """The lexical index: SQLite FTS5 (BM25) over segmented text. An index of the catalog's chunks, not a source of truth."""
 
+import contextlib
+import json
 import re
 import sqlite3
 import threading
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import rjieba
@@ -52,33 +54,92 @@ def _ascii(term: str) -> str:
 
 
 class LexicalIndex:
+    """One generation's rows, in a file of their own. Thread-safe: one writer, and a connection for each searching thread."""
+
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")  # an index: a lost tail is written again by the job
+        self.path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()  # writers
+        try:
+            self._create()
+        except sqlite3.DatabaseError:  # damaged: it is only an index
+            self.drop()
+            self._create()
+
+    def _create(self) -> None:
+        self._db.execute("PRAGMA synchronous = NORMAL")  # an index: a lost tail is found and written again at start
         self._db.execute(
             "CREATE VIRTUAL TABLE IF NOT EXISTS chunks USING fts5(terms, chunk_id UNINDEXED, document_id UNINDEXED,"
             " collection UNINDEXED, tokenize = \"unicode61 tokenchars ''\", detail = full)"
         )
+        # FTS5 finds a row by its words or its rowid only; deleting a document must not read the whole table.
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS owners (document_id TEXT NOT NULL, row INTEGER NOT NULL,"
+            " PRIMARY KEY (document_id, row)) WITHOUT ROWID"
+        )
+        (rows,) = self._db.execute("SELECT count(*) FROM owners").fetchone()
+        if not rows:  # a file of an earlier version
+            self._db.execute("INSERT INTO owners SELECT document_id, rowid FROM chunks")
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA journal_mode = WAL")
+            self._local.db = db
+            with self._lock:
+                self._connections.append(db)
+        return db
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        db = self._db
+        with self._lock:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def put_documents(self, documents: Mapping[tuple[str, str], Iterable[tuple[str, str]]]) -> None:
+        """Replace rows by ``(chunk id, text)`` pairs, by (collection, document id), in one transaction."""
+        rows = [
+            (" ".join(map(_ascii, terms(text))), chunk_id, document_id, collection)
+            for (collection, document_id), chunks in documents.items()
+            for chunk_id, text in chunks
+        ]
+        with self._write() as db:
+            for _, document_id in documents:
+                self._delete(db, document_id)
+            for row in rows:
+                cursor = db.execute("INSERT INTO chunks VALUES (?, ?, ?, ?)", row)
+                db.execute("INSERT INTO owners VALUES (?, ?)", (row[2], cursor.lastrowid))
 
     def put_document(self, collection: str, document_id: str, chunks: Iterable[tuple[str, str]]) -> None:
-        """Replace the document's rows by ``(chunk id, text)`` pairs, in one transaction."""
-        rows = [(" ".join(map(_ascii, terms(text))), chunk_id, document_id, collection) for chunk_id, text in chunks]
-        with self._lock, self._db:
-            self._db.execute("BEGIN")
-            self._db.execute("DELETE FROM chunks WHERE document_id = ?", (document_id,))
-            self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+        """:meth:`put_documents` for one."""
+        self.put_documents({(collection, document_id): chunks})
 
     def delete_document(self, document_id: str) -> None:
-        with self._lock:
-            self._db.execute("DELETE FROM chunks WHERE document_id = ?", (document_id,))
+        with self._write() as db:
+            self._delete(db, document_id)
 
-    def counts(self) -> dict[str, int]:
-        """Rows by document id."""
-        with self._lock:
-            return dict(self._db.execute("SELECT document_id, COUNT(*) FROM chunks GROUP BY document_id").fetchall())
+    @staticmethod
+    def _delete(db: sqlite3.Connection, document_id: str) -> None:
+        db.execute("DELETE FROM chunks WHERE rowid IN (SELECT row FROM owners WHERE document_id = ?)", (document_id,))
+        db.execute("DELETE FROM owners WHERE document_id = ?", (document_id,))
+
+    def ids(self, collection: str) -> Iterator[tuple[str, str]]:
+        """(chunk id, document id) of every row of a collection."""
+        rows = self._db.execute("SELECT chunk_id, document_id FROM chunks WHERE collection = ?", (collection,))
+        yield from rows.fetchall()
+
+    def collections(self) -> list[str]:
+        return [row[0] for row in self._db.execute("SELECT DISTINCT collection FROM chunks")]
 
     def search(
         self, collection: str, query: str, k: int, document_ids: Sequence[str] | None = None
@@ -90,15 +151,24 @@ class LexicalIndex:
         match = " OR ".join(f'"{word}"' for word in words)
         where, args = "", []
         if document_ids is not None:
-            where = f"AND document_id IN ({','.join('?' * len(document_ids))})"
-            args = list(document_ids)
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT chunk_id, bm25(chunks) FROM chunks WHERE chunks MATCH ? AND collection = ?"  # noqa: S608
-                f" {where} ORDER BY rank LIMIT ?",
-                (match, collection, *args, k),
-            ).fetchall()
+            where = "AND document_id IN (SELECT value FROM json_each(?))"
+            args = [json.dumps(list(document_ids))]
+        rows = self._db.execute(
+            "SELECT chunk_id, bm25(chunks) FROM chunks WHERE chunks MATCH ? AND collection = ?"  # noqa: S608
+            f" {where} ORDER BY rank LIMIT ?",
+            (match, collection, *args, k),
+        ).fetchall()
         return [(chunk_id, -score) for chunk_id, score in rows]
 
     def close(self) -> None:
-        self._db.close()
+        with self._lock:
+            for db in self._connections:
+                db.close()
+            self._connections.clear()
+        self._local = threading.local()
+
+    def drop(self) -> None:
+        """Remove the file."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
