@@ -53,7 +53,7 @@ def main() -> int:
             console.print(
                 f"\n[bold]Up:[/] chat {pair.rag_url}/chat/playground/  playground {pair.rag_url}/rag/playground/\n"
                 f"    API docs {pair.rag_url}/docs and {pair.model_url}/docs\n"
-                f'    your own PDFs: .venv/bin/docduet ingest FILE.pdf && .venv/bin/docduet ask "…"'
+                f'    your own documents: .venv/bin/docduet ingest FILE… && .venv/bin/docduet ask "…"'
             )
             if not arguments.once:
                 step = "running"

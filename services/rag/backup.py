@@ -64,6 +64,7 @@ def backup(catalog: Catalog) -> Iterator[bytes]:
                 "created_at": time.time(),
                 "documents": documents,
                 "files": len(files),
+                "catalog_sha256": _sha256(copy),
             }
             yield from _entry("manifest.json", json.dumps(manifest, indent=1).encode())
             yield from _file_entry("catalog.sqlite", copy)
@@ -74,6 +75,11 @@ def backup(catalog: Catalog) -> Iterator[bytes]:
             raise StorageError(f"the backup cannot be made: {error}") from error
         finally:
             copy.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(name: str, size: int) -> bytes:
@@ -107,10 +113,14 @@ def restore(catalog: Catalog, archive: BinaryIO) -> Restored:
         folder.mkdir()
         try:
             _unpack(archive, folder)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, EOFError) as error:
             raise InvalidRequest(f"the archive is not a backup of docduet, or is damaged: {error}") from error
         with contextlib.closing(_opened(folder / "catalog.sqlite")) as source:
-            return _take(catalog, source, folder)
+            try:
+                return _take(catalog, source, folder)
+            except BaseException:
+                catalog.sweep_files()  # those that were moved into place already
+                raise
     except (OSError, StorageError) as error:
         raise StorageError(f"the backup cannot be unpacked in {catalog.incoming_dir}: {error}") from error
     finally:
@@ -145,6 +155,8 @@ def _unpack(archive: BinaryIO, folder: Path) -> None:
         raise InvalidRequest(f"the archive has format {format}, this version takes {FORMAT}: install a newer docduet")
     if files != len(seen) - 2:
         raise InvalidRequest(f"the archive is cut off: it has {len(seen) - 2} of {files} files")
+    if manifest.get("catalog_sha256") != _sha256(folder / "catalog.sqlite"):
+        raise InvalidRequest("the archive's catalog is damaged: its SHA-256 is not the one that the manifest names")
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -175,14 +187,17 @@ def _take(catalog: Catalog, source: sqlite3.Connection, folder: Path) -> Restore
     with catalog.importing() as target:
         rows = source.execute("SELECT id, name, deleted_at FROM collections").fetchall()
         collections = {row["id"]: _collection(target, row) for row in rows}
-        for row in source.execute("SELECT * FROM documents ORDER BY sequence"):
+        # Older than all that is there, in their own order: of one name, what is there stays.
+        (first,) = target.execute("SELECT coalesce(min(sequence), 1) FROM documents").fetchone()
+        documents = source.execute("SELECT * FROM documents ORDER BY sequence").fetchall()
+        for sequence, row in enumerate(documents, start=first - len(documents)):
             collection = collections[row["collection_id"]]
             doc_id = document_id(collection, row["sha256"])
             if target.execute("SELECT 1 FROM documents WHERE id = ?", (doc_id,)).fetchone():
                 skipped += 1
                 continue
             _keep(catalog, folder, row["sha256"])
-            job = _document(target, source, row, doc_id, collection)
+            job = _document(target, source, row, doc_id, collection, sequence)
             added += 1
             jobs += [job] if job else []
         fsync(catalog.files_dir)
@@ -199,12 +214,15 @@ def _keep(catalog: Catalog, folder: Path, name: str) -> None:
 
 
 def _collection(target: sqlite3.Connection, row: sqlite3.Row) -> str:
-    """The id under which the archive's collection goes on: that of the one with its name, where there is one."""
+    """The id under which the archive's collection goes on: its own, or that of the one with its name, where there is one."""
     id_, name, deleted_at = row["id"], row["name"], row["deleted_at"]
+    same = target.execute("SELECT deleted_at FROM collections WHERE id = ?", (id_,)).fetchone()
+    if same is not None and (same["deleted_at"] is None or deleted_at is not None):
+        return str(id_)
     live = target.execute("SELECT id FROM collections WHERE name = ? AND deleted_at IS NULL", (name,)).fetchone()
     if live is not None and deleted_at is None:
         return str(live["id"])
-    if target.execute("SELECT 1 FROM collections WHERE id = ?", (id_,)).fetchone():
+    if same is not None:  # deleted here since
         id_ = uuid.uuid4().hex
     target.execute("INSERT INTO collections VALUES (?, ?, ?, ?)", (id_, name, time.time(), deleted_at))
     return str(id_)
@@ -218,7 +236,12 @@ _COLUMNS = (
 
 
 def _document(
-    target: sqlite3.Connection, source: sqlite3.Connection, row: sqlite3.Row, doc_id: str, collection: str
+    target: sqlite3.Connection,
+    source: sqlite3.Connection,
+    row: sqlite3.Row,
+    doc_id: str,
+    collection: str,
+    sequence: int,
 ) -> str | None:
     """Take over one document with its text; returns the job that makes its vectors, or reads it."""
     values = {name: row[name] for name in _COLUMNS} | {
@@ -226,12 +249,12 @@ def _document(
         "collection_id": collection,
         "replaces": None,
         "replaced_by": None,
+        "sequence": sequence,
     }
     ended = row["status"] in ("failed", "cancelled", "deleted")
     state = "embedding" if row["reader"] is not None and row["chunks"] else "accepted"
     if not ended:
         values["status"] = state
-    values["sequence"] = target.execute("SELECT coalesce(max(sequence), 0) + 1 FROM documents").fetchone()[0]
     target.execute(
         f"INSERT INTO documents ({', '.join(_COLUMNS)}) VALUES ({','.join('?' * len(_COLUMNS))})",  # noqa: S608
         [values[name] for name in _COLUMNS],
@@ -248,12 +271,13 @@ def _document(
             "INSERT INTO chunks (id, document_id, ordinal, page, start, end, text) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (chunk_id(doc_id, chunk["ordinal"], chunk["text"]), doc_id, *chunk),
         )
-    if ended:
+    if row["status"] == "deleted":
         return None
+    # One that failed has its job too: by it, it can be tried again.
     job_id, now = uuid.uuid4().hex, time.time()
     target.execute(
-        "INSERT INTO jobs (id, document_id, filename, size, state, chunks_total, created_at, updated_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (job_id, doc_id, row["filename"], row["size"], state, row["chunks"], now, now),
+        "INSERT INTO jobs (id, document_id, filename, size, state, error, chunks_total, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (job_id, doc_id, row["filename"], row["size"], values["status"], row["error"], row["chunks"], now, now),
     )
-    return job_id
+    return None if ended else job_id

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     max_upload_mb: int = Field(default=100, ge=1, le=4096)
     ocr: Literal["auto", "on", "off"] = "auto"
     readers: int = Field(default=0, ge=0, le=64)
-    read_page_seconds: float = Field(default=15.0, gt=0)
+    read_page_seconds: float = Field(default=60.0, gt=0)
     read_seconds: float = Field(default=1800.0, gt=0)
     read_memory_mb: int = Field(default=2048, ge=256)
 

@@ -105,8 +105,8 @@ def load_embedder(
     ``embedded`` is the 8-bit form (``quantized``), which needs no torch.
     Takes seconds (and minutes on a first fetch). Raises EmbeddingError, within 15 seconds if there is no network.
     """
-    if model_id == "hashing":
-        return HashEmbedder()
+    if match := re.fullmatch(r"hashing(?::(\d{1,4}))?", model_id):
+        return HashEmbedder(int(match[1] or 256))
     quantized = model_id == "embedded" and _on_cpu(device)
     folder = find_folder(model_id, Path(cache_dir).expanduser(), progress, quantized=quantized)
     try:
@@ -212,9 +212,8 @@ class HashEmbedder:
     ``RAG_EMBEDDING_MODEL=hashing``. Microseconds a text; no meaning, only spelling.
     """
 
-    model_id = "hashing"
-
     def __init__(self, dimension: int = 256) -> None:
+        self.model_id = "hashing" if dimension == 256 else f"hashing:{dimension}"
         self.dimension = dimension
         self.fingerprint = f"hashing:{dimension}:1"
 

@@ -31,7 +31,7 @@ def test_the_services_do_not_import_each_other() -> None:
     assert importers("services.model", SERVICES / "rag") == set()
 
 
-@pytest.mark.parametrize("name", ["wheels.py", "client.py", "supervisor.py"])
+@pytest.mark.parametrize("name", ["wheels.py", "client.py", "supervisor.py", "files.py", "folder_plan.py", "watch.py"])
 def test_what_they_share_imports_neither(name: str) -> None:
     assert not any(i.startswith(("services.rag", "services.model")) for i in imports(SERVICES / name))
 
@@ -44,7 +44,8 @@ def test_what_they_share_imports_neither(name: str) -> None:
         ("xllamacpp", {"model/engine/llamacpp.py"}),
         ("openai", {"rag/model_client.py"}),
         ("langchain_openai", {"rag/model_client.py"}),
-        ("pypdf", {"rag/documents/pdf.py"}),
+        ("pypdf", {"rag/documents/readers/pdf.py"}),
+        ("pypdfium2", {"rag/documents/readers/pdf.py", "rag/documents/readers/_words.py"}),
     ],
 )
 def test_each_library_is_known_to_one_file(package: str, allowed: set[str]) -> None:

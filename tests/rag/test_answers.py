@@ -77,8 +77,16 @@ def test_a_follow_up_is_condensed_first(client: httpx.Client, indexed: str) -> N
 
 
 def test_no_documents_no_answer(client: httpx.Client) -> None:
+    assert client.post("/collections", json={"name": "nothing-here"}).status_code == 201
     output = invoke(client, HARD, collection="nothing-here")
     assert (output["answer"], output["answerable"]) == ("I don't know", False)
+
+
+@pytest.mark.parametrize("route", ["invoke", "stream"])
+def test_an_unknown_collection_is_told(client: httpx.Client, route: str) -> None:
+    response = client.post(f"/rag/{route}", json={"input": {"question": HARD, "collection": "unknown"}})
+    assert response.status_code == 404
+    assert response.json()["error"]["param"] == "collection"
 
 
 def test_a_filter_reaches_the_chain(client: httpx.Client, indexed: str) -> None:

@@ -131,9 +131,12 @@ def detect(path: Path, filename: str = "") -> str:
         head = file.read(HEAD_BYTES)
     if not head:
         raise ReadError("the file is empty")
-    if head.lstrip(b"\0\t\n\r \xef\xbb\xbf").startswith(b"%PDF-") or (b"%PDF-" in head[:1024] and _ends_as_pdf(path)):
+    zipped = head.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08"))
+    # A ZIP may hold a PDF as it is, right after its own header.
+    junk_first = not zipped and b"%PDF-" in head[:1024] and _ends_as_pdf(path)
+    if head.lstrip(b"\0\t\n\r \xef\xbb\xbf").startswith(b"%PDF-") or junk_first:
         return "pdf"
-    if head.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08")):
+    if zipped:
         return _zip(path)
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         return _ole(path, suffix)

@@ -194,6 +194,9 @@ class IndexWriter:
     def _sync(self) -> None:
         """Take up the jobs whose document has its text; drop those that ended."""
         jobs = {job.id: job for job in self._catalog.to_embed(AGING_CHUNKS)}
+        # Deleted or cancelled and taken up again since `_remove` looked: its rows go first, or they would go afterwards.
+        leaving = {document_id for document_id, _ in self._catalog.removals()}
+        jobs = {id_: job for id_, job in jobs.items() if job.document_id not in leaving}
         self._pending = {id_: p for id_, p in self._pending.items() if id_ in jobs}
         held = sum(len(p.chunks) for p in self._pending.values())
         for id_, job in jobs.items():

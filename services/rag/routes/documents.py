@@ -133,10 +133,9 @@ def _add_documents(routes: APIRouter, service: Service) -> None:
             )
             for item in taken
         ]
-        first = next(item for item in taken if item.document and item.job)
-        assert first.document and first.job
-        several = members if len(members) > 1 or members[0].filename != file.filename else None
-        return AcceptedOut(job_id=first.job.id, document_id=first.document.id, documents=several)
+        first = next(item for item in members if item.document_id and item.job_id)
+        several = members if len(members) > 1 or first.filename != checked_name(file.filename) else None
+        return AcceptedOut(job_id=first.job_id or "", document_id=first.document_id or "", documents=several)
 
     @routes.get("/documents", tags=["documents"])
     def documents(collection: str | None = None, status: str | None = None) -> Documents:

@@ -4,6 +4,7 @@ Chroma and the lexical index can be dropped and made again from what is here. Ev
 when it returns. Thread-safe.
 """
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -57,6 +58,7 @@ class Catalog:
         self._files_lock = threading.RLock()
         self._keeping_files = 0
         self._swaps = 0
+        self._swapping = threading.Lock()
         try:
             for folder in (self.files_dir, self.incoming_dir):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -528,7 +530,8 @@ class Catalog:
     @property
     def swaps(self) -> int:
         """Goes up whenever a document takes another's place: a search that saw it change looks again."""
-        return self._swaps
+        with self._swapping:
+            return self._swaps
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
@@ -655,23 +658,31 @@ class Catalog:
     def finish(self, jobs: Sequence[Job]) -> None:
         """The documents become visible to searches, and those that they replace invisible: the one moment when they do."""
         now = time.time()
-        with self._database.transaction() as db:
-            swapped = False
-            for job in jobs:
-                ended = db.execute(
-                    "UPDATE jobs SET state = 'indexed', error = NULL, chunks_embedded = coalesce(chunks_total, 0),"  # noqa: S608
-                    f" updated_at = ? WHERE id = ? AND state IN {OPEN_STATES}",
-                    (now, job.id),
+        with contextlib.ExitStack() as committing:
+            with self._database.transaction() as db:
+                swapped = self._finish(db, jobs, now)
+                if (
+                    swapped
+                ):  # from here to the count nobody may ask for it: a search could see the one without the other
+                    committing.enter_context(self._swapping)
+            self._swaps += swapped
+
+    def _finish(self, db: sqlite3.Connection, jobs: Sequence[Job], now: float) -> bool:
+        swapped = False
+        for job in jobs:
+            ended = db.execute(
+                "UPDATE jobs SET state = 'indexed', error = NULL, chunks_embedded = coalesce(chunks_total, 0),"  # noqa: S608
+                f" updated_at = ? WHERE id = ? AND state IN {OPEN_STATES}",
+                (now, job.id),
+            )
+            if ended.rowcount:
+                db.execute(
+                    "UPDATE documents SET status = 'indexed', error = NULL, indexed_at = ?"
+                    " WHERE id = ? AND status != 'deleted'",
+                    (now, job.document_id),
                 )
-                if ended.rowcount:
-                    db.execute(
-                        "UPDATE documents SET status = 'indexed', error = NULL, indexed_at = ?"
-                        " WHERE id = ? AND status != 'deleted'",
-                        (now, job.document_id),
-                    )
-                    swapped |= self._replace_older(db, job.document_id)
-        if swapped:
-            self._swaps += 1
+                swapped |= self._replace_older(db, job.document_id)
+        return swapped
 
     def _replace_older(self, db: sqlite3.Connection, doc_id: str) -> bool:
         """Of one name only the newest indexed version stays; the others go to the trash. Returns whether any went."""

@@ -259,7 +259,6 @@ def _render(document: pdfium.PdfDocument, number: int) -> Any:
 def _read_with_pypdf(path: Path, options: Options) -> Iterator[Page]:
     """For files that PDFium cannot open: plain text in the order of drawing, without layout."""
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of each oddity; the outcome is what counts
     try:
@@ -267,9 +266,9 @@ def _read_with_pypdf(path: Path, options: Options) -> Iterator[Page]:
         if reader.is_encrypted and not (reader.decrypt("") or reader.decrypt(options.password or "")):
             raise ReadError(_WRONG if options.password else _NEEDED)
         total = len(reader.pages)
-    except ReadError:
+    except (ReadError, MemoryError):
         raise
-    except (PyPdfError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # a broken file makes pypdf raise about anything
         what = f"the file is not a readable PDF ({str(error)[:150]})"
         raise ReadError(f"{what}: if a viewer opens it, save it from there as a new PDF and upload that") from error
     if total == 0:
