@@ -74,7 +74,8 @@ def backup(catalog: Catalog) -> Iterator[bytes]:
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"the backup cannot be made: {error}") from error
         finally:
-            copy.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                copy.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:
@@ -118,8 +119,10 @@ def restore(catalog: Catalog, archive: BinaryIO) -> Restored:
         with contextlib.closing(_opened(folder / "catalog.sqlite")) as source:
             try:
                 return _take(catalog, source, folder)
-            except BaseException:
+            except BaseException as error:
                 catalog.sweep_files()  # those that were moved into place already
+                if isinstance(error, sqlite3.IntegrityError | LookupError):
+                    raise InvalidRequest(f"the archive's catalog contradicts itself: {error}") from error
                 raise
     except (OSError, StorageError) as error:
         raise StorageError(f"the backup cannot be unpacked in {catalog.incoming_dir}: {error}") from error

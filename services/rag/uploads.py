@@ -7,7 +7,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -127,4 +127,5 @@ def received(file: BinaryIO, filename: str, incoming_dir: Path, max_mb: int) -> 
     except OSError as error:
         raise StorageError(f"{filename} cannot be stored in {incoming_dir.parent}: {error}") from error
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even what is not there cannot be removed
+            path.unlink(missing_ok=True)

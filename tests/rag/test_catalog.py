@@ -176,6 +176,27 @@ def test_replace_names_a_document_of_another_name(catalog: Catalog) -> None:
         accept(catalog, b"three", collection="sea", replace=new.id)
 
 
+def test_replace_by_content_that_is_there_already(catalog: Catalog) -> None:
+    old, job = accept(catalog, b"one", name="draft.pdf")
+    index(catalog, job)
+    new, job = accept(catalog, b"two", name="final.pdf")
+    index(catalog, job)
+    swaps = catalog.swaps
+    accept(catalog, b"two", name="final.pdf", replace=old.id)
+    assert (status(catalog, old), status(catalog, new)) == ("deleted", "indexed")
+    assert catalog.swaps > swaps
+    # The same out of the trash: it comes back, and takes the other's place once it is indexed.
+    _, job = accept(catalog, b"one", name="draft.pdf", replace=new.id)
+    catalog.finish([job])
+    assert (status(catalog, old), status(catalog, new)) == ("indexed", "deleted")
+
+
+def test_a_refused_upload_leaves_no_file(catalog: Catalog) -> None:
+    with pytest.raises(NotFound):
+        accept(catalog, b"one", replace="nothing")
+    assert list(catalog.files_dir.iterdir()) == []
+
+
 def test_names_are_versions_only_within_a_collection(catalog: Catalog) -> None:
     catalog.create_collection("sea")
     one, job = accept(catalog, b"one")

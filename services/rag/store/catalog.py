@@ -181,23 +181,27 @@ class Catalog:
         with self._files_lock:
             self._keep_file(incoming, filename, content_sha256)
             doc_id = document_id(target.id, content_sha256)
-            with self._database.transaction() as db:
-                if replace is not None and replace != doc_id:
-                    self._replaceable(db, replace, target)
-                row = db.execute(f"{_DOCUMENTS} WHERE d.id = ?", (doc_id,)).fetchone()
-                if row is None:
-                    db.execute(
-                        "INSERT INTO documents (id, collection_id, filename, format, sha256, size, status, metadata,"  # noqa: S608
-                        " sequence, replaces, created_at)"
-                        f" VALUES (?, ?, ?, ?, ?, ?, 'accepted', ?, {_NEXT_SEQUENCE}, ?, ?)",
-                        (
-                            *(doc_id, target.id, filename, format, content_sha256, size),
-                            *(_json(metadata or {}), replace, time.time()),
-                        ),
-                    )
-                    job_id = self._queue(db, doc_id, password)
-                else:
-                    job_id = self._accept_again(db, _document(row), filename, reader, metadata, password, replace)
+            try:
+                with self._database.transaction() as db:
+                    if replace is not None and replace != doc_id:
+                        self._replaceable(db, replace, target)
+                    row = db.execute(f"{_DOCUMENTS} WHERE d.id = ?", (doc_id,)).fetchone()
+                    if row is None:
+                        db.execute(
+                            "INSERT INTO documents (id, collection_id, filename, format, sha256, size, status, metadata,"  # noqa: S608
+                            " sequence, replaces, created_at)"
+                            f" VALUES (?, ?, ?, ?, ?, ?, 'accepted', ?, {_NEXT_SEQUENCE}, ?, ?)",
+                            (
+                                *(doc_id, target.id, filename, format, content_sha256, size),
+                                *(_json(metadata or {}), replace, time.time()),
+                            ),
+                        )
+                        job_id = self._queue(db, doc_id, password)
+                    else:
+                        job_id = self._accept_again(db, _document(row), filename, reader, metadata, password, replace)
+            except BaseException:
+                self._drop_file(content_sha256)
+                raise
         return self.document(doc_id), self.job(job_id)
 
     def _accept_again(
@@ -213,12 +217,12 @@ class Catalog:
         """The job that stands for content which the catalog has already."""
         if metadata is not None:
             db.execute("UPDATE documents SET metadata = ? WHERE id = ?", (_json(metadata), known.id))
-        if replace is not None and replace != known.id:
-            db.execute("UPDATE documents SET replaces = ? WHERE id = ?", (replace, known.id))
         deleted = known.status == "deleted"
         if deleted:
             self._revive(db, known.id)
             db.execute("UPDATE documents SET filename = ? WHERE id = ?", (filename, known.id))
+        if replace is not None and replace != known.id:
+            db.execute("UPDATE documents SET replaces = ? WHERE id = ?", (replace, known.id))
         # Of one name it is the newest version now, also where a later one had taken its place.
         db.execute(f"UPDATE documents SET sequence = {_NEXT_SEQUENCE} WHERE id = ?", (known.id,))  # noqa: S608
         failed_pages = db.execute(
@@ -231,8 +235,8 @@ class Catalog:
             return self._queue(db, known.id, password)
         if deleted:
             return self._queue(db, known.id, password)
-        if known.status == "indexed":
-            self._replace_older(db, known.id)
+        if known.status == "indexed" and self._replace_older(db, known.id):
+            self._swaps += 1
         return str(
             db.execute(
                 "SELECT id FROM jobs WHERE document_id = ? ORDER BY created_at DESC, rowid DESC", (known.id,)
@@ -250,6 +254,11 @@ class Catalog:
                 fsync(self.files_dir)
         except OSError as error:
             raise StorageError(f"{filename} cannot be stored in {self.files_dir}: {error}") from error
+
+    def _drop_file(self, content_sha256: str) -> None:
+        """Of an upload that was refused after all, unless a document has the same content."""
+        if not self._db.execute("SELECT 1 FROM documents WHERE sha256 = ?", (content_sha256,)).fetchone():
+            (self.files_dir / content_sha256).unlink(missing_ok=True)
 
     @staticmethod
     def _replaceable(db: sqlite3.Connection, doc_id: str, collection: Collection) -> None:
@@ -661,9 +670,8 @@ class Catalog:
         with contextlib.ExitStack() as committing:
             with self._database.transaction() as db:
                 swapped = self._finish(db, jobs, now)
-                if (
-                    swapped
-                ):  # from here to the count nobody may ask for it: a search could see the one without the other
+                # Until it has gone up nobody may ask for the count: a search could see the swap and not the count.
+                if swapped:
                     committing.enter_context(self._swapping)
             self._swaps += swapped
 

@@ -85,10 +85,15 @@ class Database:
         """A consistent copy, while others write."""
         partial = target.with_name(target.name + ".partial")
         partial.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(partial)) as copy:
-            self.db.backup(copy)
-        fsync(partial)
-        partial.replace(target)
+        try:
+            with contextlib.closing(sqlite3.connect(partial)) as copy:
+                self.db.backup(copy)
+            fsync(partial)
+            partial.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)  # a full disk needs the room
+            raise
         fsync(target.parent)
 
     def keep_reserve(self) -> None:
