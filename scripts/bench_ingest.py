@@ -170,8 +170,9 @@ def _run(name: str, model: Path, files: list[Path], questions: list[Question]) -
 class Docduet:
     """A service with an empty data folder."""
 
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.Client) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
         self.process = process
+        self.log = log
         self.client = client
 
     def search(self, question: str) -> list[tuple[str, int]]:
@@ -206,7 +207,8 @@ class Docduet:
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         answer = self.client.request(method, path, **options)
         if answer.is_error:
-            raise SystemExit(f"scripts/bench: {method} {path} answers {answer.status_code}: {answer.text[:500]}")
+            log = self.log.read_text(errors="replace")[-2000:]
+            raise SystemExit(f"scripts/bench: {method} {path} answers {answer.status_code}: {answer.text[:500]}\n{log}")
         found: dict[str, Any] = answer.json()
         return found
 
@@ -226,7 +228,8 @@ def service(settings: dict[str, str]) -> Iterator[Docduet]:
             "RAG_MODEL_URL": "http://127.0.0.1:9/v1",  # nobody: no question is answered here
             **settings,
         }
-        log = stack.enter_context((Path(folder) / "service.log").open("wb"))
+        log_path = Path(folder) / "service.log"
+        log = stack.enter_context(log_path.open("wb"))
         process = subprocess.Popen([sys.executable, "-m", "services.rag"], env=environment, stdout=log, stderr=log)
         stack.callback(process.wait)
         stack.callback(process.terminate)
@@ -234,15 +237,14 @@ def service(settings: dict[str, str]) -> Iterator[Docduet]:
         query = {"query": "warm-up", "k": 1}
         while True:
             if process.poll() is not None:
-                words = (Path(folder) / "service.log").read_text(errors="replace")[-2000:]
-                raise SystemExit(f"scripts/bench: the service ended: {words}")
+                raise SystemExit(f"scripts/bench: the service ended: {log_path.read_text(errors='replace')[-2000:]}")
             try:
                 if client.post("/search", json=query).status_code == 200:
                     break
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
-        yield Docduet(process, client)
+        yield Docduet(process, client, log_path)
 
 
 def _ingest(docduet: Docduet, files: list[Path]) -> tuple[Run, dict[tuple[str, int], str]]:

@@ -103,6 +103,46 @@ def test_a_search_sees_one_version_and_never_none(client: httpx.Client, pair: Pa
     assert client.get("/index/verify").json()["ok"]
 
 
+def test_a_swap_between_the_hits_and_their_texts_makes_the_search_look_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(tmp_path)
+    indexes = Indexes(catalog, Indexes.open_chroma(tmp_path, None), HashEmbedder(), None)
+    runner = JobRunner(catalog, indexes, Limits(), ocr=False, readers=1)
+    library = Library(catalog, Limits(), max_upload_mb=10, reader=runner.reader, jobs=lambda: runner)
+    retriever = Retriever(catalog, indexes)
+    take_hits = retriever._hits
+    looks = 0
+
+    def add(version: int) -> None:
+        library.add(io.BytesIO(f"The lighthouse, version {version}.".encode()), "a.txt", collection="default")
+        deadline = time.monotonic() + 60
+        while catalog.open_jobs():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # between two looks
+
+    def hits(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        found = take_hits(*args)
+        if looks == 1:
+            add(2)
+        return found
+
+    runner.start()
+    try:
+        add(1)
+        monkeypatch.setattr(retriever, "_hits", hits)
+        found = retriever.search("lighthouse", 10, collection="default")
+        assert [f.chunk.text for f in found] == ["The lighthouse, version 2."]
+    finally:
+        runner.stop()
+        retriever.close()
+        library.close()
+        indexes.close()
+        catalog.close()
+
+
 def test_the_index_is_made_again_while_it_answers(client: httpx.Client, pair: Pair) -> None:
     id_ = put(client, "windmill.txt", essay("windmill"))
     before = sorted(pair.data_dir.glob("lexical*.sqlite"))
@@ -267,6 +307,7 @@ DAMAGED: dict[str, Any] = {
     "cut off in the catalog": lambda a: a[:20_000],
     "a byte of a file": lambda a: flipped(a, "files/"),
     "a byte of the catalog": lambda a: flipped(a, "catalog.sqlite"),
+    "a byte of a text in the catalog": lambda a: a.replace(b"outer buoy", b"inner buoy", 1),
     "not a tar": lambda a: b"not a tar at all " * 1000,
     "another tar": lambda a: leading_out(tarred("hello.txt")),
     "names that lead out": leading_out,
