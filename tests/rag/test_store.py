@@ -159,6 +159,23 @@ def test_verify_names_each_difference(catalog: Catalog, indexes: Indexes) -> Non
     assert ("wrong_file", two.id) not in {(d.kind, d.document_id) for d in differences(catalog, index, files=False)}
 
 
+def test_a_delete_does_not_wait_for_vectors_that_are_given_up(
+    catalog: Catalog, indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = add(catalog, indexes, "the hard limit of a lease")
+    index = indexes.active
+
+    def damaged(*_: object) -> int:
+        raise RuntimeError("the graph is damaged")
+
+    monkeypatch.setattr(index.vectors, "delete_document", damaged)
+    with pytest.raises(RuntimeError):
+        index.remove(document.id, "default")
+    index.embedder = None
+    assert index.remove(document.id, "default") == 0
+    assert index.lexical.search("default", "lease", 5) == []
+
+
 def test_documents_on_their_way_in_or_out_are_no_difference(catalog: Catalog, indexes: Indexes) -> None:
     document = add(catalog, indexes, "the hard limit of a lease")
     catalog.delete(document.id)

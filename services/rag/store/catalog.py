@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -257,8 +257,9 @@ class Catalog:
 
     def _drop_file(self, content_sha256: str) -> None:
         """Of an upload that was refused after all, unless a document has the same content."""
-        if not self._db.execute("SELECT 1 FROM documents WHERE sha256 = ?", (content_sha256,)).fetchone():
-            (self.files_dir / content_sha256).unlink(missing_ok=True)
+        with suppress(OSError, sqlite3.Error):  # what went wrong is told; the next start sweeps the file
+            if not self._db.execute("SELECT 1 FROM documents WHERE sha256 = ?", (content_sha256,)).fetchone():
+                (self.files_dir / content_sha256).unlink(missing_ok=True)
 
     @staticmethod
     def _replaceable(db: sqlite3.Connection, doc_id: str, collection: Collection) -> None:

@@ -77,7 +77,13 @@ class Index:
     def remove(self, document_id: str, collection_id: str) -> int:
         """Let go of a document; returns how many vectors it had."""
         self.lexical.delete_document(document_id)
-        return self.vectors.delete_document(collection_id, document_id)
+        try:
+            return self.vectors.delete_document(collection_id, document_id)
+        except Exception:
+            # A damaged generation that only answers by words until the new one is made: its vectors go with it.
+            if self.embedder is not None:
+                raise
+            return 0
 
     def drop(self) -> None:
         """Remove the generation once nobody uses it."""
