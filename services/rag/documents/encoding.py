@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TextIO
 
+from services.rag.documents.pages import ReadError
+
 # What people's files are written in. Fewer candidates make fewer mistakes on a short text: with all of chardet's, ten
 # French words are Cyrillic. Each name is the widest of its family, so that it decodes what lies beyond the sample.
 LEGACY = "gb18030 big5hkscs cp950 cp932 euc_jis_2004 iso2022_jp_2 cp949 cp1252 cp1250 cp1251 koi8-r".split()
@@ -85,11 +87,11 @@ def open_text(path: Path) -> TextIO:
     """The file as text, with its line ends as they are; bytes that do not fit become U+FFFD.
 
     Raises:
-        ValueError: it is not text.
+        ReadError: it is not text.
     """
     name = guess_file(path)
     if name is None:
-        raise ValueError("not text")
+        raise ReadError("the file is not text in any known encoding: save it as UTF-8")
     return io.TextIOWrapper(path.open("rb"), encoding=name, errors="replace", newline="")
 
 

@@ -19,11 +19,7 @@ def read(path: Path, options: Options) -> Iterator[PageText | PageFailure]:
     Raises:
         ReadError: it is not text, or a quotation mark is never closed.
     """
-    try:
-        file = open_text(path)
-    except ValueError:
-        raise ReadError("the file is not text in any known encoding: save it as UTF-8") from None
-    with file:
+    with open_text(path) as file:
         delimiter = delimiters.find(file.read(delimiters.SAMPLE_CHARS + 1), sure=False) or ","
         file.seek(0)
         csv.field_size_limit(FIELD_CHARS)

@@ -9,7 +9,7 @@ from markdown_it.token import Token
 
 from services.rag.documents import markup
 from services.rag.documents.encoding import open_text
-from services.rag.documents.pages import Options, PageFailure, PageText, ReadError
+from services.rag.documents.pages import Options, PageFailure, PageText
 from services.rag.documents.reflow import CJK, CJK_PUNCTUATION
 from services.rag.documents.sections import Block, pages, sections
 
@@ -26,11 +26,7 @@ def read(path: Path, options: Options) -> Iterator[PageText | PageFailure]:
     Raises:
         ReadError: it is not text, or empty.
     """
-    try:
-        file = open_text(path)
-    except ValueError:
-        raise ReadError("the file is not text in any known encoding: save it as UTF-8") from None
-    with file:
+    with open_text(path) as file:
         text = re.sub(r"\r\n?", "\n", file.read()).removeprefix("\ufeff")
     yield from pages(sections(blocks(text)), options)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from services.rag.documents.encoding import open_text
-from services.rag.documents.pages import Options, PageFailure, PageText, ReadError
+from services.rag.documents.pages import Options, PageFailure, PageText
 from services.rag.documents.reflow import clean, reflow
 from services.rag.documents.sections import PAGE_CHARS, Section, pages, split
 
@@ -22,11 +22,7 @@ def read(path: Path, options: Options) -> Iterator[PageText | PageFailure]:
     Raises:
         ReadError: it is not text, or empty.
     """
-    try:
-        file = open_text(path)
-    except ValueError:
-        raise ReadError("the file is not text in any known encoding: save it as UTF-8") from None
-    with file:
+    with open_text(path) as file:
         wrapped = is_hard_wrapped([line.rstrip() for line in itertools.islice(file, _SAMPLE_LINES)])
         file.seek(0)
         lines = _numbered(iter(lambda: file.readline(_LINE_CHARS), ""))
