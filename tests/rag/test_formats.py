@@ -285,7 +285,8 @@ def test_pptx(tmp_path: Path) -> None:
     show.save(tmp_path / "x.pptx")
 
     pages = {page.number: page for page in read(tmp_path / "x.pptx")}
-    assert sorted(pages) == [1, 2, 4, 5]
+    assert sorted(pages) == [1, 2, 3, 4, 5]
+    assert pages[3] == PageFailure(3, 5, "the slide is empty", "slide 3")
     assert {(page.total, page.label == f"slide {page.number}") for page in pages.values()} == {(5, True)}
     assert pages[4] == PageFailure(4, 5, "only a picture", "slide 4")
     one, two, five = (page for page in (pages[1], pages[2], pages[5]) if isinstance(page, PageText))

@@ -28,7 +28,7 @@ AGING_CHUNKS = 20
 # A deleted vector stays in Chroma's graph as dead weight: past both of these the graph is made anew, from its own vectors.
 COMPACT_DELETED, COMPACT_SHARE = 1000, 0.3
 COMPACT = "compact"
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 5.0
 
 
 @dataclass
@@ -237,6 +237,7 @@ class IndexWriter:
         try:
             self._write(batch)
         except Exception as error:
+            self._indexes.check()  # a Chroma server that is away comes back: the jobs stay open, and it is tried again
             if len(batch) > 1:  # find the one it is about
                 for pending, part in batch:
                     try:

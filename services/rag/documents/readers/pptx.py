@@ -17,10 +17,10 @@ _SAME_LINE = 0.5  # of the lower shape's height: two shapes that overlap by this
 
 
 def read(path: Path, options: Options) -> Iterator[PageText | PageFailure]:
-    """One page a slide, by its place in the presentation; an empty slide is passed over.
+    """One page a slide, by its place in the presentation.
 
     Raises:
-        ReadError: it is damaged or encrypted, or has no text at all.
+        ReadError: it is damaged or encrypted, or has no slides.
     """
     with opened(path, options) as package:
         main = next(iter(package.related("", "officeDocument")), "ppt/presentation.xml")
@@ -30,20 +30,13 @@ def read(path: Path, options: Options) -> Iterator[PageText | PageFailure]:
         relations = package.relations(main)
         ids = [attribute_of_relation(item) for item in root.iter("{*}sldId")]
         slides = [relations[i].target for i in ids if i in relations and relations[i].target in package]
-        found = False
-        for number, name in enumerate(slides, 1):
-            if number < options.first_page:
-                found = True  # what was read before had been something
-                continue
+        if not slides:
+            raise ReadError("the presentation has no slides")
+        for number, name in enumerate(slides[options.first_page - 1 :], options.first_page):
             try:
-                page = _slide(package, name, number, len(slides))
+                yield _slide(package, name, number, len(slides))
             except ReadError as error:
-                page = PageFailure(number, len(slides), f"the slide cannot be read: {error}"[:300], f"slide {number}")
-            if page is not None:
-                found = True
-                yield page
-        if not found:
-            raise ReadError("the presentation has no text that can be searched")
+                yield PageFailure(number, len(slides), f"the slide cannot be read: {error}"[:300], f"slide {number}")
 
 
 def attribute_of_relation(item: etree._Element) -> str:
@@ -69,7 +62,7 @@ class _Slide:
     notes: dict[str, None] = field(default_factory=dict)
 
 
-def _slide(package: Package, name: str, number: int, total: int) -> PageText | PageFailure | None:
+def _slide(package: Package, name: str, number: int, total: int) -> PageText | PageFailure:
     root = package.xml(name)
     slide = _Slide(package, name)
     for layout in package.related(name, "slideLayout"):
@@ -85,7 +78,7 @@ def _slide(package: Package, name: str, number: int, total: int) -> PageText | P
     notes = _searchable("\n".join(spoken))
     label = f"slide {number}"
     if not body and not notes:
-        return PageFailure(number, total, "only a picture", label) if slide.pictures else None
+        return PageFailure(number, total, "only a picture" if slide.pictures else "the slide is empty", label)
     if slide.pictures:
         slide.notes["pictures are not read"] = None
     # However long it is: a slide has one number, so it cannot be two pages, and nothing of it is to be lost.
