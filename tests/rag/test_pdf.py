@@ -487,13 +487,22 @@ def test_hostile_files_end_in_the_right_state(name: str) -> None:
 
 @needs_bad
 @pytest.mark.skipif(not ocr.available(), reason="the extra 'ocr' is not installed")
-def test_ocr_reads_the_hostile_files_it_can() -> None:
-    for name, phrase in (
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
         ("scan_docling_ocr_test.pdf", "Docling bundles PDF document conversion to JSON and Markdown"),
         ("malformed_932.pdf", "重庆万州经济技术开发"),
         ("cjk_non_unicode_cmap_791.pdf", "prostředky na účtech"),
-    ):
-        [page] = read(hostile.FOLDER / name, ocr=True)
+        ("cjk_vertical.pdf", None),
+        ("enc_no_id.pdf", None),
+    ],
+)
+def test_ocr_reads_the_hostile_files_it_can(name: str, phrase: str | None) -> None:
+    pages = read(hostile.FOLDER / name, ocr=True)
+    if phrase is not None:
+        [page] = pages
         assert isinstance(page, PageText)
         assert page.method == "ocr"
         assert phrase in page.text
+    row = next(line for line in hostile.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}`"))
+    assert row.endswith(hostile.line([hostile.told(pages)])[1:-1])

@@ -73,9 +73,12 @@ of which nothing can be read has *failed*, with one reason.
 def outcome(path: Path, options: Options) -> str:
     """How the file ends, in a line: the words each page begins with, or why it has none."""
     try:
-        pages = list(pdf.read(path, options))
+        return told(list(pdf.read(path, options)))
     except ReadError as error:
         return f"failed: {error}"
+
+
+def told(pages: list[PageText | PageFailure]) -> str:
     state = "indexed" if any(isinstance(page, PageText) for page in pages) else "failed"
     return f"{state}: " + "; ".join(_runs(pages))
 
