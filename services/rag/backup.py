@@ -274,6 +274,7 @@ def _document(
             "INSERT INTO chunks (id, document_id, ordinal, page, start, end, text) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (chunk_id(doc_id, chunk["ordinal"], chunk["text"]), doc_id, *chunk),
         )
+    _notes(target, source, row["id"], doc_id)
     if row["status"] == "deleted":
         return None
     # One that failed has its job too: by it, it can be tried again.
@@ -284,3 +285,22 @@ def _document(
         (job_id, doc_id, row["filename"], row["size"], values["status"], row["error"], row["chunks"], now, now),
     )
     return None if ended else job_id
+
+
+def _notes(target: sqlite3.Connection, source: sqlite3.Connection, old_id: str, doc_id: str) -> None:
+    """Take over what the model wrote about the document's chunks: it is not asked again."""
+    rows = source.execute(
+        "SELECT k.ordinal, k.text, n.text_sha256, n.model, n.version, n.note, n.created_at FROM chunks k"
+        " JOIN chunk_notes c ON c.chunk_id = k.id JOIN notes n ON n.id = c.note_id WHERE k.document_id = ?",
+        (old_id,),
+    )
+    for ordinal, text, *note in rows:
+        target.execute(
+            "INSERT OR IGNORE INTO notes (text_sha256, model, version, note, created_at) VALUES (?, ?, ?, ?, ?)", note
+        )
+        target.execute(
+            "INSERT INTO chunk_notes SELECT ?, id FROM notes WHERE text_sha256 = ? AND model = ? AND version = ?",
+            (chunk_id(doc_id, ordinal, text), *note[:3]),
+        )
+    for choice in source.execute("SELECT wanted FROM note_choices WHERE document_id = ?", (old_id,)):
+        target.execute("INSERT INTO note_choices VALUES (?, ?)", (doc_id, *choice))

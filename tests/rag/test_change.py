@@ -47,6 +47,11 @@ def search(client: httpx.Client, query: str, mode: str = "hybrid", k: int = 20, 
     return passages
 
 
+def found(client: httpx.Client, query: str, mode: str, names: dict[str, Any]) -> set[tuple[str, int, str]]:
+    passages = search(client, query, mode, 100, filter=names)
+    return {(p["document_id"], p["page"], p["text"]) for p in passages}
+
+
 def essay(word: str, lines: int = 400) -> str:
     """Text of many chunks."""
     return "\n".join(f"Line {n}: the {word} is counted for the {n * 7}th time by the keeper." for n in range(lines))
@@ -134,7 +139,7 @@ def test_a_swap_between_the_hits_and_their_texts_makes_the_search_look_again(
         add(1)
         monkeypatch.setattr(retriever, "_hits", hits)
         found = retriever.search("lighthouse", 10, collection="default")
-        assert [f.chunk.text for f in found] == ["The lighthouse, version 2."]
+        assert [p.text for p in found] == ["The lighthouse, version 2."]
     finally:
         runner.stop()
         retriever.close()
@@ -366,7 +371,8 @@ def test_a_restore_brings_back_everything_and_keeps_what_is_there(
     assert documents(target, "/trash")[taken]["filename"] == "log/0.txt"
     for query, mode in (("anchor number4", "lexical"), ("anchor number4", "dense"), ("anchor number4", "hybrid")):
         names = {"filename": [f"log/{n}.txt" for n in range(1, 8)]}
-        assert search(target, query, mode, filter=names) == search(theirs, query, mode, filter=names)
+        # The probabilities also depend on what else the collection holds, which is not the same.
+        assert found(target, query, mode, names) == found(theirs, query, mode, names)
     assert search(target, "pilot", collection="harbour") == search(theirs, "pilot", collection="harbour")
     assert search(target, "rowing boat", "lexical")[0]["document_id"] == own
     assert search(target, "barometer", "lexical")[0]["document_id"] == namesake
@@ -448,8 +454,12 @@ def test_an_index_with_much_dead_weight_is_made_anew(tmp_path: Path, monkeypatch
             assert time.monotonic() < deadline
             time.sleep(0.01)  # between two looks
 
-    def found(mode: Any) -> list[tuple[str, float]]:
-        return [(f.chunk.id, f.score) for f in retriever.search("bridge keeper", 50, collection="default", mode=mode)]
+    def found(mode: Any) -> list[tuple[str, int, int]]:
+        # Without the scores: what a word says follows from how many documents hold it.
+        return [
+            (p.document_id, p.page, p.start)
+            for p in retriever.search("bridge keeper", 50, collection="default", mode=mode)
+        ]
 
     runner.start()
     try:
@@ -479,11 +489,11 @@ def test_an_index_with_much_dead_weight_is_made_anew(tmp_path: Path, monkeypatch
         assert embedder.embedded == embedded, "compaction moves vectors"
         ids = {taken.document.id for taken in kept if taken.document}
         for mode, hits in before.items():
-            mine = {hit for hit in hits if catalog.visible_chunks([hit[0]])}
+            mine = {hit for hit in hits if hit[0] in ids}
             assert mine
-            # BM25 knows how many texts there are, so ties may come in another order; the passages and scores may not differ.
+            # BM25 knows how many texts there are, so ties may come in another order; the passages may not differ.
             assert mine <= set(found(mode)), mode
-            assert {catalog.visible_chunks([i])[i][1].id for i, _ in found(mode)} <= ids
+            assert {document_id for document_id, *_ in found(mode)} <= ids
         assert list(differences(catalog, indexes.active, files=True)) == []
     finally:
         runner.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fpdf import FPDF
 
 from services.rag.documents import ocr
 from services.rag.documents.pages import Options, PageFailure, PageText, ReadError
@@ -102,6 +103,29 @@ def test_words_parted_at_the_line_end_are_mended(tmp_path: Path) -> None:
     [text] = texts(path)
     assert " ".join(text.split()).count(RIVER) == 2
     assert " ".join(text.split()).count(HARBOUR) == 2
+
+
+def test_a_sentence_goes_on_after_a_line_that_kept_a_number_with_its_unit(tmp_path: Path) -> None:
+    """A ragged margin: the number alone would have fitted, but it went to the next line together with its unit."""
+    lines = [
+        "The logger of the lighthouse runs on a lithium cell. With intervals of",
+        "10 minutes the cell of the logger lasts for twenty-six months, and with one",
+        "of half a minute it lasts for less than five months in a warm lighthouse.",
+        "These figures hold for a temperature of the room of about twenty degrees,",
+        "and for a logger that is read by the keeper of the lighthouse every week,",
+        "who then writes what he has read into the book that lies on the old table",
+        "of the watch room, where the captains of the ships may look at it freely.",
+    ]
+    pdf = FPDF(unit="pt")
+    pdf.add_page()
+    pdf.set_font("Helvetica", size=11)
+    for n, line in enumerate(lines):
+        pdf.text(60, 80 + 15 * n, line)
+    pdf.output(str(tmp_path / "a.pdf"))
+    widths = [pdf.get_string_width(line) for line in lines]
+    assert pdf.get_string_width(" 10") < max(widths) - widths[0] < pdf.get_string_width(" 10 minutes")
+    [text] = texts(tmp_path / "a.pdf")
+    assert "With intervals of 10 minutes the cell" in text
 
 
 def test_heads_feet_and_page_numbers_are_left_out(tmp_path: Path) -> None:

@@ -1,16 +1,26 @@
 """The lexical index, the vector store, and generations of both, each by its public interface."""
 
+import math
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from services.rag import terms as terms_module
+from services.rag.documents.indexing import IndexWriter
 from services.rag.embeddings import HashEmbedder
+from services.rag.store import chroma as chroma_module
+from services.rag.store import lexical
 from services.rag.store.catalog import Catalog
 from services.rag.store.chroma import Chroma, VectorStore
 from services.rag.store.index import Indexes
-from services.rag.store.lexical import LexicalIndex, content_terms, terms
-from services.rag.store.records import Document
+from services.rag.store.lexical import LexicalIndex
+from services.rag.store.records import Chunk, Document
 from services.rag.store.verify import compare, differences
 from tests.rag.test_catalog import accept
 from tests.rag.test_catalog import index as read_and_finish
@@ -37,11 +47,11 @@ def add(catalog: Catalog, indexes: Indexes, text: str, name: str = "a.pdf") -> D
     return catalog.document(document.id)
 
 
-def test_terms_fold_case_and_width_and_segment_chinese() -> None:
-    assert "namenode" in terms("ＮａｍｅNode 的心跳")
-    assert "心跳" in terms("NameNode 的心跳")
-    assert "的" not in content_terms("NameNode 的心跳")
-    assert terms("v2.5 api_key") == ["v2.5", "v2", "5", "api", "key"] or "2.5" in " ".join(terms("v2.5 api_key"))
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # between two looks
 
 
 def test_lexical_search_ranks_filters_and_replaces(tmp_path: Path) -> None:
@@ -184,3 +194,196 @@ def test_documents_on_their_way_in_or_out_are_no_difference(catalog: Catalog, in
     indexes.active.remove(document.id, "default")
     catalog.removed([document.id], 1)
     assert list(differences(catalog, indexes.active, files=True)) == []
+
+
+def test_traditional_and_simplified_wide_and_accented_text_find_each_other(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    index.put_document("default", "a", [("a:0", "租約的硬限制是兩小時。"), ("a:1", "租约的软限制是一小时。")])
+    index.put_document("default", "b", [("b:0", "The Café's limits were exceeded.")])
+    assert [i for i, _ in index.search("default", "硬限制", 1)] == ["a:0"]
+    assert [i for i, _ in index.search("default", "軟限制", 1)] == ["a:1"]
+    assert [i for i, _ in index.search("default", "ＣＡＦＥ limit", 1)] == ["b:0"]
+
+
+def test_scores_are_those_of_the_search_also_for_what_it_would_not_find(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    index.put_document("default", "a", [(f"a:{i}", f"租约 {i} lease " + "限制" * (i % 3)) for i in range(9)])
+    index.put_document("other", "b", [("b:0", "租约的限制")])
+    found = dict(index.search("default", "租约的限制 lease", 20))
+    assert index.scores("default", "租约的限制 lease", list(found)) == pytest.approx(found)
+    assert index.scores("default", "硬盘", ["a:0", "b:0", "no:0"]) == {"a:0": 0.0}
+    assert index.scores("nowhere", "租约", ["a:0"]) == {}
+    assert index.scores("default", "租约", []) == {}
+
+
+def test_bm25_is_what_it_says(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    texts = ["lease lease limit", "limit of hours", "hours and hours of rain"]
+    index.put_document("default", "a", [(f"a:{i}", text) for i, text in enumerate(texts)])
+    idf = math.log(1 + (3 - 1 + 0.5) / 1.5)
+    norm = 0.9 * (1 - 0.75 + 0.75 * 3 / (11 / 3))
+    assert dict(index.search("default", "lease", 5)) == pytest.approx({"a:0": idf * 1.9 * 2 / (2 + norm)})
+    weights = index.weights("default", ["leas", "limit", "unknown"])
+    assert weights["leas"] == pytest.approx(idf)
+    assert weights["unknown"] > weights["leas"] > weights["limit"] > 0
+
+
+def test_what_another_collection_holds_changes_no_score(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    index.put_document("default", "a", [("a:0", "the lease"), ("a:1", "the rain")])
+    before = index.search("default", "lease", 5)
+    index.put_document("other", "b", [(f"b:{i}", "lease " * i) for i in range(1, 30)])
+    assert index.search("default", "lease", 5) == before
+    assert index.collections() == ["default", "other"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.text("租约限制 ab\n", max_size=12), max_size=3)), max_size=8)
+)
+def test_rows_that_went_leave_nothing_behind(changes: list[tuple[str, list[str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        changed, fresh = LexicalIndex(Path(folder, "changed")), LexicalIndex(Path(folder, "fresh"))
+        last: dict[str, list[tuple[str, str]]] = {"a": [], "b": []}
+        for document_id, texts in changes:
+            last[document_id] = [(f"{document_id}:{i}", text) for i, text in enumerate(texts)]
+            changed.put_document("default", document_id, last[document_id])
+        fresh.put_documents({("default", document_id): rows for document_id, rows in last.items()})
+        for query in ("租约限制", "a b", "制 ab"):
+            assert dict(changed.search("default", query, 9)) == pytest.approx(dict(fresh.search("default", query, 9)))
+        changed.close()
+        fresh.close()
+
+
+def test_many_rows_are_searched_by_the_rare_terms_and_scored_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    rows = [
+        (f"a:{i}", f"common words {'rare' if i % 10 == 0 else ''} {'lease' if i % 30 == 0 else ''}") for i in range(300)
+    ]
+    index.put_document("default", "a", rows)
+    index.put_document("default", "b", [("b:0", "common lease rare rare")])
+    exact = index.search("default", "common rare lease", 5)
+    monkeypatch.setattr(lexical, "POSTINGS", 40)
+    monkeypatch.setattr(lexical, "SCORED", 20)
+    assert index.search("default", "common rare lease", 5) == exact
+    assert exact[0][0] == "b:0"
+    # Fewer hold the rare terms than are asked for: the others follow.
+    assert len(index.search("default", "common rare", 200)) == 200
+    monkeypatch.setattr(lexical, "FEW_ROWS", 0)
+    assert [i for i, _ in index.search("default", "common lease", 5, ["b"])] == ["b:0"]
+    found = [i for i, _ in index.search("default", "common lease", 100, ["a"])]
+    assert len(found) == 100
+    assert "b:0" not in found
+
+
+def test_characters_are_a_pair_only_side_by_side(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    index.put_document(
+        "default", "a", [("a:0", "约租"), ("a:1", "租a约"), ("a:2", "租"), ("a:3", "约、租约"), ("a:4", "雨")]
+    )
+    scores = index.scores("default", "租约", [f"a:{i}" for i in range(5)])
+    assert max(scores, key=lambda id_: scores[id_]) == "a:3"
+    assert scores["a:0"] == pytest.approx(scores["a:1"])  # both hold the two characters, and neither the pair
+    assert scores["a:4"] == 0
+
+
+def test_the_context_of_a_text_is_searched_and_counts_for_less(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    rows = [("a:0", "两小时。", "租约 › 硬限制"), ("a:1", "硬限制是两小时。", ""), ("a:2", "副本数默认为三。", "副本")]
+    index.put_document("default", "a", rows)
+    assert [i for i, _ in index.search("default", "硬限制", 5)] == ["a:1", "a:0"]
+    assert [i for i, _ in index.search("default", "租约", 5)] == ["a:0"]
+    index.delete_document("a")
+    assert index.search("default", "租约", 5) == []
+
+
+def test_what_is_attached_to_a_chunk_is_found_by_itself_and_is_no_chunk(tmp_path: Path) -> None:
+    index = LexicalIndex(tmp_path / "lexical.sqlite")
+    index.put_document("default", "a", [("a:0", "租约的硬限制是两小时。")])
+    for _ in range(2):
+        index.attach("default", "a", [("a:0#note", "how long may a client write")])
+    assert [i for i, _ in index.search("default", "how long may a client write", 5)] == ["a:0#note"]
+    assert list(index.ids("default")) == [("a:0", "a")]
+    index.delete_document("a")
+    assert index.search("default", "client", 5) == []
+    store = VectorStore(Chroma(tmp_path / "chroma"), "one")
+    store.upsert("default", ["a:0", "a:0#note"], np.stack([unit(1, 0), unit(0, 1)]), ["a", "a"])
+    assert store.search("default", unit(0, 1), 1)[0][0] == "a:0#note"
+    assert list(store.ids("default")) == [("a:0", "a")]
+
+
+def test_an_index_of_other_terms_is_filled_again_at_start(
+    catalog: Catalog, indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = add(catalog, indexes, "the hard limit of a lease")
+    indexes.close()
+    monkeypatch.setattr(terms_module, "version", lambda: 7)
+    again = Indexes(catalog, Indexes.open_chroma(catalog.data_dir, None), HashEmbedder(), None)
+    assert again.active.lexical.search("default", "lease", 5) == []
+    writer = IndexWriter(catalog, again, lambda _: None, lambda *_: None)
+    writer.start()
+    try:
+        eventually(lambda: not writer.rebuilding)
+        assert [i for i, _ in again.active.lexical.search("default", "lease", 5)] == [
+            catalog.chunks_of(document.id)[0].id
+        ]
+    finally:
+        writer.stop()
+
+
+def test_vectors_of_an_earlier_form_are_made_again_while_they_answer(
+    catalog: Catalog, indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = add(catalog, indexes, "the hard limit of a lease")
+    assert not indexes.active.vectors.outdated
+    monkeypatch.setattr(chroma_module, "EMBEDDED", 99)
+    assert indexes.active.vectors.outdated
+    first = indexes.active.row.generation
+    assert indexes.active.vectors.search("default", HashEmbedder().embed_query("lease"), 5)
+    writer = IndexWriter(catalog, indexes, lambda _: None, lambda *_: None)
+    writer.start()
+    try:
+        eventually(lambda: not writer.rebuilding)
+        assert indexes.active.row.generation > first
+        assert not indexes.active.vectors.outdated
+        assert [i for i, _ in indexes.active.vectors.ids("default")] == [c.id for c in catalog.chunks_of(document.id)]
+    finally:
+        writer.stop()
+
+
+def test_a_build_of_an_earlier_form_does_not_go_on(
+    catalog: Catalog, indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = indexes.build("asked for")
+    building.vectors.upsert("default", ["a:0"], np.stack([unit(1, 0)]), ["a"])
+    monkeypatch.setattr(chroma_module, "EMBEDDED", 99)
+    again = Indexes(catalog, Indexes.open_chroma(catalog.data_dir, None), HashEmbedder(), None)
+    assert again.building is None
+    assert again.build("headings").vectors.count("default") == 0
+
+
+def test_the_heading_of_a_chunk_is_embedded_with_it_and_searched_as_words(catalog: Catalog, indexes: Indexes) -> None:
+    text = "一、租约\n上限是两小时。"
+    document = add(catalog, indexes, text, "rules_of_hdfs.pdf")
+    piece = Chunk(f"{document.id}:1:x", document.id, 1, 1, 5, len(text), text[5:])
+    assert indexes.active.embedded([(document, piece)]) == ["一、租约\n上限是两小时。"]
+    indexes.active.put_words([(document, [piece])])
+    assert [i for i, _ in indexes.active.lexical.search("default", "租约", 5)] == [piece.id]
+    assert [i for i, _ in indexes.active.lexical.search("default", "HDFS", 5)] == [piece.id]
+
+
+def test_a_filter_is_right_however_few_of_the_nearest_it_lets_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = VectorStore(Chroma(tmp_path), "one")
+    points = np.stack([unit(1, i / 50) for i in range(60)])
+    ids = [f"{'ab'[i >= 50]}:{i}" for i in range(60)]
+    store.upsert("default", ids, points, [i[0] for i in ids])
+    assert [i for i, _ in store.search("default", unit(1, 0), 3, ["b"])] == ["b:50", "b:51", "b:52"]
+    monkeypatch.setattr(chroma_module, "_LOOKED_AT", 4)
+    assert [i for i, _ in store.search("default", unit(1, 0), 3, ["b"])] == ["b:50", "b:51", "b:52"]
+    assert len(store.search("default", unit(1, 0), 100, ["b"])) == 10
+    assert len(store.search("default", unit(1, 0), 100)) == 60
+    assert store.vectors("default", []) == {}

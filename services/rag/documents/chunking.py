@@ -17,7 +17,7 @@ OVERLAP_TOKENS = 40
 _SENTENCE = re.compile(
     r"[^。！？!?；;\n.]*(?:[。！？!?；;]+[”’\"'）)」』】]*|\n+|\.+(?=[\s”’\"')\]]|$)[”’\"')\]]*\s*|\.(?!\s)|$)"
 )
-_CJK_CHARACTER = re.compile(f"[{CJK}]")
+_CJK_RUN = re.compile(f"[{CJK}]+")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Span:
 
 def estimate_tokens(text: str) -> int:
     """Without a tokenizer: a CJK character is about one token, four other characters are about one."""
-    wide = len(_CJK_CHARACTER.findall(text))
+    wide = sum(map(len, _CJK_RUN.findall(text)))
     return wide + (len(text) - wide + 3) // 4
 
 

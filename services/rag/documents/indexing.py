@@ -4,13 +4,14 @@ Every step can be repeated: vectors are upserted under ids bound to their text, 
 becomes visible in the last transaction. So after a kill at any instant the step is simply taken again.
 """
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from services.rag.errors import RagError
+from services.rag.errors import NotFound, RagError
 from services.rag.store.catalog import Catalog
 from services.rag.store.index import Index, Indexes
 from services.rag.store.records import Chunk, Document, Job
@@ -74,6 +75,7 @@ class IndexWriter:
         self._rebuild_total = 0
         self._rebuild_error: str | None = None
         self._wanted: str | None = None
+        self._noted: set[str] = set()  # documents whose notes the indexes may lack, or have too many of
         self._checked = False
         self._seconds_a_chunk: float | None = None
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
@@ -89,6 +91,11 @@ class IndexWriter:
 
     def wake(self) -> None:
         """A document has its text, or one was deleted."""
+        self._wake.set()
+
+    def noted(self, document_id: str) -> None:
+        """The document has other notes than before."""
+        self._noted.add(document_id)
         self._wake.set()
 
     @property
@@ -124,13 +131,15 @@ class IndexWriter:
                     self._checked = True
                 self._remove()
                 self._sync()
-                if not (self._embed() or self._rebuild()):
+                if not (self._embed() or self._put_notes() or self._rebuild()):
                     self._wake.wait()
             except Exception as error:
                 # The catalog cannot be written, or Chroma is away: nothing is lost, and it is tried again.
                 self._rebuild_error = str(error)
                 log.error("indexing waits: %s", error, exc_info=not isinstance(error, RagError))
                 self._wake.wait(RETRY_SECONDS)
+                with contextlib.suppress(Exception):  # it is told at the next try
+                    self._indexes.recover()
 
     def _begin(self) -> None:
         """Finish what an earlier process left."""
@@ -138,6 +147,9 @@ class IndexWriter:
             log.warning("another embedding model: the documents are indexed again; the old index answers meanwhile")
             self._indexes.build("another embedding model")
         try:
+            if self._indexes.active.vectors.outdated:
+                log.warning("an earlier version made the vectors: they are made again; the old ones answer meanwhile")
+                self._indexes.build("headings are embedded")
             self._probe()
             self._remove()
             self._repair()
@@ -163,12 +175,17 @@ class IndexWriter:
             for document_id in state.orphan_words:
                 if document_id not in state.missing_words:
                     index.lexical.delete_document(document_id)
+            for ids in state.orphan_notes.values():
+                index.vectors.delete(collection_id, ids)
+                index.lexical.detach(ids)
+            self._noted.update(state.missing_notes)
             lacking = set(state.missing_vectors) | set(state.missing_words) | set(state.orphan_words)
             known = {d.id: d for d in self._catalog.documents() if d.id in lacking}
             for document_id, document in known.items():
                 chunks = self._catalog.chunks_of(document_id)
                 if document_id in state.missing_words or document_id in state.orphan_words:
                     index.put_words([(document, chunks)])
+                    self._noted.add(document_id)
                 wanted = set(state.missing_vectors.get(document_id, ())) if index.embedder is not None else set()
                 if wanted:
                     self._repairs.append(_Pending(document, chunks, [c for c in chunks if c.id in wanted], None))
@@ -236,16 +253,13 @@ class IndexWriter:
                 break
         try:
             self._write(batch)
-        except Exception as error:
-            self._indexes.check()  # a Chroma server that is away comes back: the jobs stay open, and it is tried again
-            if len(batch) > 1:  # find the one it is about
-                for pending, part in batch:
-                    try:
-                        self._write([(pending, part)])
-                    except Exception as own:
-                        self._give_up(pending, own)
-            else:
-                self._give_up(batch[0][0], error)
+        except Exception:
+            self._indexes.recover()  # a Chroma server that is away comes back: the jobs stay open, and it is tried again
+            for pending, part in batch:  # find the one it is about, if it is about one
+                try:
+                    self._write([(pending, part)])
+                except Exception as error:
+                    self._give_up(pending, error)
         return True
 
     def _write(self, batch: Sequence[tuple[_Pending, list[Chunk]]]) -> None:
@@ -253,7 +267,7 @@ class IndexWriter:
         chunks = [(pending.document, chunk) for pending, part in batch for chunk in part]
         if chunks and index.embedder is not None:
             started = time.monotonic()
-            index.put_vectors(chunks, index.embedder.embed_documents([chunk.text for _, chunk in chunks]))
+            index.put_vectors(chunks, index.embedder.embed_documents(index.embedded(chunks)))
             self._measure((time.monotonic() - started) / len(chunks))
         for pending, part in batch:
             pending.missing = pending.missing[len(part) :]
@@ -267,6 +281,7 @@ class IndexWriter:
         finished = [p.job for p in whole if p.job is not None]
         if finished:
             self._catalog.finish(finished)
+            self._noted.update(job.document_id for job in finished)  # of a document that comes back, they are there
         for pending, _ in batch:
             if pending.job is not None:
                 self._changed(pending.job.id)
@@ -291,6 +306,30 @@ class IndexWriter:
         self._seconds_a_chunk = (
             seconds if self._seconds_a_chunk is None else 0.8 * self._seconds_a_chunk + 0.2 * seconds
         )
+
+    def _put_notes(self) -> bool:
+        """A batch of one document's notes, into all generations. Returns whether there was anything to do."""
+        if not self._noted:
+            return False
+        document_id = self._noted.pop()
+        try:
+            document = self._catalog.document(document_id)
+            chunks, notes = self._catalog.chunks_of(document_id), self._catalog.notes_of(document_id)
+            whole = True
+            for index in self._indexes.all:
+                whole &= index.put_note_vectors(document, chunks, notes, BATCH_CHUNKS)
+                index.put_note_words(document, notes)
+        except NotFound:
+            return True  # deleted meanwhile, and its notes with it
+        except Exception:
+            self._noted.add(document_id)
+            self._indexes.check()  # a Chroma server that is away comes back
+            self._noted.discard(document_id)
+            log.exception("the notes of %s cannot be indexed: it is searched without them", document_id)
+            return True
+        if not whole:
+            self._noted.add(document_id)
+        return True
 
     # -- generations -------------------------------------------------------------------------------------------
 
@@ -324,7 +363,11 @@ class IndexWriter:
         if part:
             self._copy_or_embed(index, document, part)
         if len(part) == len(missing):
+            notes = self._catalog.notes_of(document.id)
+            if not index.put_note_vectors(document, chunks, notes, BATCH_CHUNKS):
+                return
             index.put_words([(document, chunks)])
+            index.put_note_words(document, notes)
             self._plan.pop()
             self._built.add(document.id)
             self._built_chunks += len(chunks)
@@ -332,7 +375,8 @@ class IndexWriter:
     def _copy_or_embed(self, index: Index, document: Document, chunks: list[Chunk]) -> None:
         """Compaction moves vectors; every other rebuild makes them anew, because the old ones may be what is wrong."""
         active = self._indexes.active
-        if index.row.reason == COMPACT and active.row.fingerprint == index.row.fingerprint:
+        same = active.row.fingerprint == index.row.fingerprint and not active.vectors.outdated
+        if index.row.reason == COMPACT and same:
             import numpy as np
 
             known = active.vectors.vectors(document.collection_id, [c.id for c in chunks])
@@ -341,8 +385,8 @@ class IndexWriter:
                 index.put_vectors([(document, c) for c in held], np.stack([known[c.id] for c in held]))
             chunks = [c for c in chunks if c.id not in known]
         if chunks and index.embedder is not None:
-            vectors = index.embedder.embed_documents([c.text for c in chunks])
-            index.put_vectors([(document, c) for c in chunks], vectors)
+            rest = [(document, c) for c in chunks]
+            index.put_vectors(rest, index.embedder.embed_documents(index.embedded(rest)))
 
     def _heavy(self) -> bool:
         row = self._catalog.index("active")

@@ -4,6 +4,7 @@ A hostile or broken file can loop, eat memory or crash its parser. It does so in
 ``worker.py``, which is killed and reported; the page that did it is named, and the rest is read (``recovery.py``).
 """
 
+import base64
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ import threading
 import time
 import typing
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from services.rag.documents.recovery import Broken, recover
 
 if TYPE_CHECKING:
     from services.rag.documents.archive import ArchiveLimits, Member, MemberFailure
+    from services.rag.documents.rendering import Picture, View
 
 __all__ = [
     "Cancelled",
@@ -154,6 +156,22 @@ class ReadingProcess:
                     self._owner = threading.get_ident()
             except Broken as broken:
                 raise ReadError(f"the archive was not unpacked to its end: {broken.reason}") from broken
+
+    def render(self, path: Path, format: str, view: "View") -> "Picture":
+        """The picture of a page.
+
+        Raises:
+            ReadError: there is none; the message says why.
+            Cancelled, ReadingUnavailable: as ``read``.
+        """
+        request = self._request("render", "render", path, format=format, view=dataclasses.asdict(view))
+        with self._call(), closing(self._messages(request, _Clock(self._limits))) as messages:
+            try:
+                for message in messages:
+                    return _picture(message)
+                raise Broken("no picture came")
+            except Broken as broken:
+                raise ReadError(f"the page cannot be drawn: {broken.reason}") from broken
 
     def cancel(self) -> None:
         """Kills the reader of the running file; its iterator raises ``Cancelled``. Without one, does nothing."""
@@ -389,6 +407,22 @@ def _page(message: dict[str, Any]) -> Page:
     if page.number < 1:
         raise Broken("the reader sent something that is not a page")
     return page
+
+
+def _picture(message: dict[str, Any]) -> "Picture":
+    from services.rag.documents.rendering import Picture
+
+    match message:
+        case {
+            "picture": {
+                "data": str(data),
+                "media_type": "image/png" | "image/jpeg" as media_type,
+                "highlight": "none" | "exact" | "partial" as highlight,
+            }
+        }:
+            with suppress(ValueError):
+                return Picture(base64.b64decode(data, validate=True), media_type, highlight)
+    raise Broken("the reader sent something that is no picture")
 
 
 def _member(message: dict[str, Any]) -> "Member | MemberFailure":

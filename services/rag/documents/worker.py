@@ -4,11 +4,11 @@ It imports the readers once and then forks a process for each file, which costs 
 a second. The parent of the forks never opens a file and never starts a thread; it waits for a line on stdin or for its
 child's end, whichever is first, and when stdin ends (the service is gone, however it went) it kills what it forked.
 
-stdin, a JSON object a line: a request ``{"op": "read"|"detect"|"expand", "path", …}``, or ``{"kill": true}``.
-stdout, a JSON object a line: ``{"begin": pid}``, then from the child ``{"page"}``, ``{"failure"}``, ``{"format"}`` or
-``{"member"}``, then one of ``{"done"}``, ``{"error"}`` (a ReadError's message) and ``{"raised"}`` (any other exception), or
-none of them if it ran out of memory or crashed, and at last ``{"exit": status, "rss_mb"}``. A child that is killed while
-it writes leaves part of a line.
+stdin, a JSON object a line: a request ``{"op": "read"|"detect"|"expand"|"render", "path", …}``, or ``{"kill": true}``.
+stdout, a JSON object a line: ``{"begin": pid}``, then from the child ``{"page"}``, ``{"failure"}``, ``{"format"}``,
+``{"member"}`` or ``{"picture"}``, then one of ``{"done"}``, ``{"error"}`` (a ReadError's message) and ``{"raised"}`` (any other
+exception), or none of them if it ran out of memory or crashed, and at last ``{"exit": status, "rss_mb"}``. A child that is
+killed while it writes leaves part of a line.
 """
 
 import contextlib
@@ -205,6 +205,11 @@ def _answers(request: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
         limits, options = ArchiveLimits(**request["archive_limits"]), Options(**request["options"])
         for member in expand(path, Path(request["into"]), limits, options):
             yield {"member": type(member).__name__, **_jsonable(member)}
+    elif request["op"] == "render":
+        from services.rag.documents.rendering import View
+
+        render = importlib.import_module(request["module"] or "services.rag.documents.rendering").render
+        yield {"picture": render(path, request["format"], View(**request["view"]))}
     else:
         options = Options(**request["options"])
         last = options.first_page - 1

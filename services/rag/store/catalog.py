@@ -1,7 +1,7 @@
 """The source of truth: ``catalog.sqlite`` (collections, documents, pages, chunks, jobs) and the original files beside it.
 
 Chroma and the lexical index can be dropped and made again from what is here. Each noun is a part in a file of its own:
-``files``, ``collections``, ``documents``, ``jobs``, ``texts``, ``trash``, ``versions``, ``generations``.
+``files``, ``collections``, ``documents``, ``jobs``, ``texts``, ``trash``, ``versions``, ``generations``, ``notes``.
 """
 
 import sqlite3

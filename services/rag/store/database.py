@@ -78,8 +78,18 @@ class Database:
             if isinstance(error, sqlite3.OperationalError | sqlite3.DatabaseError) and not isinstance(
                 error, sqlite3.IntegrityError | sqlite3.ProgrammingError
             ):
+                if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_READONLY:
+                    self._forget(db)
                 raise StorageError(f"the catalog in {self.path.parent} cannot be written: {error}") from error
             raise
+
+    def _forget(self, db: sqlite3.Connection) -> None:
+        """A connection that was opened while the disk was read-only stays so for ever: this thread opens another."""
+        self._local.db = None
+        with self._lock:
+            if db in self._connections:
+                self._connections.remove(db)
+        db.close()
 
     def copy_to(self, target: Path) -> None:
         """A consistent copy, while others write."""

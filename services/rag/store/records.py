@@ -110,6 +110,11 @@ class IndexRow:
     created_at: float
 
 
+# What belongs to a chunk without being its text (a note) is filed in the indexes under the chunk's id, this, and its own name.
+ATTACHED = "#"
+NOTE = f"{ATTACHED}note"
+
+
 def document_id(collection_id: str, content_sha256: str) -> str:
     """The same content in the same collection is the same document."""
     return sha256(f"{collection_id}\0{content_sha256}".encode()).hexdigest()[:24]

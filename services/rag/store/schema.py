@@ -2,7 +2,7 @@
 
 import sqlite3
 
-VERSION = 2
+VERSION = 3
 
 DEFAULT_COLLECTION_ID = "default"
 
@@ -51,6 +51,22 @@ CREATE TABLE removals (
 );
 """
 
+# A note is what a model wrote about a text (NULL: nothing of use); chunks of any document that have this text share it.
+_NOTES = """
+CREATE TABLE notes (
+    id INTEGER PRIMARY KEY, text_sha256 TEXT NOT NULL, model TEXT NOT NULL, version INTEGER NOT NULL, note TEXT,
+    created_at REAL NOT NULL, UNIQUE (text_sha256, model, version)
+);
+CREATE TABLE chunk_notes (
+    chunk_id TEXT PRIMARY KEY REFERENCES chunks(id) ON DELETE CASCADE, note_id INTEGER NOT NULL REFERENCES notes(id)
+) WITHOUT ROWID;
+CREATE INDEX chunk_notes_by_note ON chunk_notes (note_id);
+CREATE TABLE note_choices (
+    document_id TEXT PRIMARY KEY REFERENCES documents(id) ON DELETE CASCADE, wanted INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+SCHEMA += _NOTES
+
 _NOW = "(julianday('now') - 2440587.5) * 86400.0"
 _DEFAULT_COLLECTION = f"INSERT OR IGNORE INTO collections VALUES ('{DEFAULT_COLLECTION_ID}', 'default', {_NOW}, NULL);"  # noqa: S608
 
@@ -98,6 +114,7 @@ def migrate(db: sqlite3.Connection, version: int) -> None:
     script = {
         0: SCHEMA + _DEFAULT_COLLECTION,
         1: _FROM_1.format(schema=SCHEMA, default=_DEFAULT_COLLECTION, now=_NOW),
+        2: _NOTES,
     }[version]
     # Renaming a table would otherwise rewrite the references of others, and drop rows by cascade.
     db.execute("PRAGMA foreign_keys = OFF")

@@ -110,6 +110,17 @@ class Texts(Jobs):
             out.setdefault(doc_id, []).append(id_)
         return out
 
+    def sample_chunks(self, collection_id: str, size: int) -> list[tuple[str, str]]:
+        """(id, text) of chunks of indexed documents, as if drawn at random: the same documents always give the same."""
+        rows = self._db.execute(
+            # An id ends with a hash of the text.
+            "SELECT id, text FROM chunks WHERE rowid IN (SELECT k.rowid FROM documents d JOIN chunks k ON"
+            " k.document_id = d.id WHERE d.collection_id = ? AND d.status = 'indexed'"
+            " ORDER BY substr(k.id, -8), k.id LIMIT ?)",
+            (collection_id, size),
+        )
+        return [(row[0], row[1]) for row in rows]
+
     def visible_chunks(self, ids: Sequence[str]) -> dict[str, tuple[Chunk, Document, str]]:
         """Those of ``ids`` whose document is indexed, with their page's label: what a search may show.
 
@@ -132,6 +143,20 @@ class Texts(Jobs):
                     found[chunk.id] = (chunk, document_of(columns[:DOCUMENT_COLUMNS]), columns[-1])
         finally:
             db.execute("COMMIT")
+        return found
+
+    def around(self, ids: Sequence[str], chunks: int = 2) -> dict[str, tuple[int, str]]:
+        """By chunk the slice of its page from ``chunks`` before it to as many after it: its start and its text."""
+        found: dict[str, tuple[int, str]] = {}
+        for where, args in _in_parts("k.id", ids):
+            rows = self._db.execute(
+                "SELECT k.id, min(n.start), substr(p.text, min(n.start) + 1, max(n.end) - min(n.start)) FROM chunks k"  # noqa: S608
+                " JOIN chunks n ON n.document_id = k.document_id AND n.page = k.page"
+                " AND n.ordinal BETWEEN k.ordinal - ? AND k.ordinal + ?"
+                f" JOIN pages p ON p.document_id = k.document_id AND p.number = k.page WHERE {where} GROUP BY k.id",
+                [chunks, chunks, *args],
+            )
+            found.update((id_, (start, text)) for id_, start, text in rows)
         return found
 
 

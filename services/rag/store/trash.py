@@ -8,10 +8,11 @@ from services.rag.errors import NotFound
 from services.rag.store.documents import DOCUMENTS, NEXT_SEQUENCE, document_of
 from services.rag.store.files import Files
 from services.rag.store.jobs import Jobs
+from services.rag.store.notes import Notes
 from services.rag.store.records import OPEN_STATES, Document, Job
 
 
-class Trash(Jobs, Files):
+class Trash(Jobs, Files, Notes):
     def trash(self) -> list[Document]:
         """Deleted and replaced documents, the last deleted first."""
         return [
@@ -80,7 +81,7 @@ class Trash(Jobs, Files):
         )
 
     def purge(self, doc_ids: Iterable[str] | None = None) -> int:
-        """Remove documents in the trash for good (all, or those named): text, history and file. Returns how many."""
+        """Remove documents in the trash for good (all, or those named): text, notes, history and file. Returns how many."""
         wanted = [d.id for d in self.trash()] if doc_ids is None else list(doc_ids)
         purged = 0
         with self._files_lock:
@@ -90,6 +91,7 @@ class Trash(Jobs, Files):
                     purged += found.rowcount
                     if found.rowcount:
                         db.execute("DELETE FROM jobs WHERE document_id = ?", (doc_id,))
+                self._forget_notes(db)
                 db.execute(
                     "DELETE FROM collections WHERE deleted_at IS NOT NULL"
                     " AND id NOT IN (SELECT collection_id FROM documents)"

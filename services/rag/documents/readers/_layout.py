@@ -17,6 +17,7 @@ from services.rag.documents.readers import _tables as tables
 from services.rag.documents.readers._words import Word
 
 _GAP = 0.85  # of the line's height: wider white than between justified words
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MARKER = re.compile(
     r"^(?:[-•●○▪◆■□–*·]|\(?[0-9a-zA-Z一二三四五六七八九十]{1,4}[.)）、:：]?|[（(][^()（）]{1,4}[)）]|\[\d{1,4}\])$"
 )
@@ -36,7 +37,7 @@ class Piece(NamedTuple):
     y0: float
     x1: float
     y1: float
-    head: float  # width of the first word (of the first character where words have no spaces)
+    head: float  # width of what cannot be parted: the first word, a number with its unit, one character without spaces
     row: bool = False
 
     @property
@@ -143,7 +144,8 @@ def _piece(run: list[Word]) -> Piece:
         close = word.x0 - before.x1 < 0.12 * (word.y1 - word.y0)
         text += word.text if word.glued and close else f" {word.text}"
     tall = run[0] if len(run) == 1 else max(run, key=lambda w: w.y1 - w.y0)
-    head = run[0].x1 - run[0].x0
+    # A number and its unit are not parted: they went to the next line together.
+    head = run[1 if len(run) > 1 and _NUMBER.fullmatch(run[0].text) else 0].x1 - run[0].x0
     if text[0] > "\u2e80":
         head = min(head, tall.y1 - tall.y0)
     return Piece(text, min(w.x0 for w in run), tall.y0, max(w.x1 for w in run), tall.y1, head)
