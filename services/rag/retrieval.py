@@ -1,72 +1,93 @@
-"""Finds the passages that bear on a question: dense and lexical search, fused by reciprocal rank.
+"""Finds the passages that bear on a question.
+
+Dense and lexical search side by side give candidates; whichever search found one, it is compared with the question in
+all ways (:mod:`services.rag.relevance`), and a model of these makes the ranking (:mod:`services.rag.fusion`). What is
+returned are passages: the chunks that were found with what stands around them (:mod:`services.rag.passages`).
 
 Every score that leaves this file is on one scale: the estimated probability, 0 to 1, that the passage bears on the
-question (:func:`relevance`). The refusal threshold is a point on that scale.
+question. The refusal threshold is a point on that scale.
 """
 
+import logging
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from services.rag.documents.reflow import CJK
-from services.rag.errors import InvalidRequest, RagError
+import numpy as np
+import numpy.typing as npt
+
+from services.rag.background import Backgrounds
+from services.rag.calibration import Calibrations, Sample
+from services.rag.errors import InvalidRequest, NotFound, RagError
+from services.rag.fusion import Calibration
+from services.rag.passages import Passage, joined
+from services.rag.relevance import Array, Asked, Background, Row, features
 from services.rag.store.catalog import Catalog
-from services.rag.store.index import Index, Indexes, unusable
-from services.rag.store.lexical import content_terms
-from services.rag.store.records import Chunk, Collection, Document, Metadata
+from services.rag.store.index import Embedder, Index, Indexes, unusable
+from services.rag.store.records import ATTACHED, Chunk, Collection, Document, Metadata
+
+log = logging.getLogger("docduet.rag")
 
 Mode = Literal["hybrid", "dense", "lexical"]
+Place = tuple[str, int]  # document id, page
 
 MAX_K = 100
 MAX_QUERY_CHARACTERS = 8000
-# Reciprocal rank fusion's constant, from Cormack et al. (SIGIR 2009).
-RRF_K = 60
-CANDIDATES = 40
-_CJK_CHARACTER = re.compile(f"[{CJK}]")
+CANDIDATES = 40  # of each search
+RERANKED = 20
 FILTER_FIELDS = ("document_id", "filename")
+# A filter's list may be as long as a collection has documents, not as long as a request can be.
+MAX_FILTER_VALUES = 100_000
 # A document that takes another's place while a search runs makes the search look again; this often is never needed.
 _LOOKS = 10
+# Characters on each side of a chunk among which its passage grows.
+_AROUND = 2000
 
 
 @dataclass(frozen=True)
-class Found:
+class _Hits:
+    """What the two searches found: ids with cosine similarity and with BM25, best first."""
+
+    dense: list[tuple[str, float]]
+    lexical: list[tuple[str, float]]
+    vector: npt.NDArray[np.float32] | None  # the question's
+
+
+@dataclass(frozen=True)
+class _Candidate:
     chunk: Chunk
     document: Document
-    label: str  # the page's, where it has one
-    score: float  # probability of relevance, 0 to 1
+    label: str
+
+    @property
+    def place(self) -> Place:
+        return self.document.id, self.chunk.page
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A logistic model of relevance: weights of cosine similarity and of coverage, and the intercept.
+class Reranker(Protocol):
+    """A cross-encoder: it reads question and text together. Thread-safe."""
 
-    Embedders differ in where their similarities lie (e5's are squeezed into 0.75 to 0.95), so the weights belong to an
-    embedder. ``scripts/calibrate.py`` fits them on SQuAD-style files.
-    """
-
-    cosine: float
-    coverage: float
-    intercept: float
-    # For a passage in another language than the question, where no word can match.
-    cosine_alone: float
-    intercept_alone: float
-
-
-CALIBRATIONS: dict[str, Calibration] = {
-    "embedded": Calibration(24.7, 7.5, -25.1, cosine_alone=51.1, intercept_alone=-44.3),
-}
-# Without a fit the similarity says nothing reliable: coverage decides, and another language gets the benefit of the doubt.
-DEFAULT_CALIBRATION = Calibration(0.0, 9.3, -4.6, cosine_alone=0.0, intercept_alone=0.0)
+    def score(self, query: str, texts: Sequence[str]) -> Sequence[float]:
+        """One a text; higher is better."""
 
 
 class Retriever:
-    def __init__(self, catalog: Catalog, indexes: Indexes) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        indexes: Indexes,
+        calibrations: Calibrations | None = None,
+        reranker: Reranker | None = None,
+    ) -> None:
         self._catalog = catalog
         self._indexes = indexes
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="search")
+        self._calibrations = calibrations or Calibrations()
+        self._reranker = reranker
+        self._reranking_failed = False
+        self._backgrounds = Backgrounds(catalog)
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="search")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -79,24 +100,20 @@ class Retriever:
         collection: str,
         filter: Mapping[str, Any] | None = None,
         mode: Mode = "hybrid",
-    ) -> list[Found]:
+    ) -> list[Passage]:
         """The ``k`` passages that bear on ``query`` best, best first.
+
+        ``dense`` and ``lexical`` rank by cosine similarity and by BM25 alone.
 
         Raises:
             InvalidRequest: an empty or oversized query, ``k`` out of 1 … :data:`MAX_K`, an unknown filter field.
             NotFound: there is no such collection.
             StorageError: the index cannot be read.
         """
-        query = query.encode("utf-8", "replace").decode().strip()
-        if not query:
-            raise InvalidRequest("the query is empty", param="query")
-        if len(query) > MAX_QUERY_CHARACTERS:
-            raise InvalidRequest(
-                f"the query has {len(query)} characters, at most {MAX_QUERY_CHARACTERS} are searched", param="query"
-            )
+        query = _checked(query)
         if not 1 <= k <= MAX_K:
             raise InvalidRequest(f"k is {k}, it must be between 1 and {MAX_K}", param="k")
-        found: list[Found] = []
+        found: list[Passage] = []
         for _ in range(_LOOKS):
             swaps = self._catalog.swaps
             found = self._look(query, k, self._catalog.collection(collection), filter, mode)
@@ -105,44 +122,153 @@ class Retriever:
                 break
         return found
 
+    def samples(self, query: str, collection: str, right: Callable[[Place], bool]) -> tuple[Sample, Sample]:
+        """What a calibration is fitted on: the candidates of a question, and those without the pages that are ``right``."""
+        query, target = _checked(query), self._catalog.collection(collection)
+        with self._indexes.use() as index:
+            hits = self._hits(index, query, 2 * CANDIDATES, target.id, None, "hybrid")
+            candidates, rows = self._candidates(index, target.id, hits)
+            out = []
+            for left_out in (False, True):
+                kept = [i for i, c in enumerate(candidates) if not (left_out and right(c.place))]
+                chosen = _first({candidates[i].chunk.id for i in kept}, hits, CANDIDATES)
+                kept = [i for i in kept if candidates[i].chunk.id in chosen]
+                found = [candidates[i] for i in kept]
+                values = self._features(index, target, query, hits.vector, [rows[i] for i in kept])
+                numbers = {place: n for n, place in enumerate(dict.fromkeys(c.place for c in found))}
+                is_right = np.array([right(c.place) for c in found], np.bool_)
+                out.append(Sample(values, tuple(numbers[c.place] for c in found), is_right, left_out))
+        return out[0], out[1]
+
     def _look(
         self, query: str, k: int, collection: Collection, filter: Mapping[str, Any] | None, mode: Mode
-    ) -> list[Found]:
+    ) -> list[Passage]:
         within = self._documents(collection, filter)
         if within == []:
             return []
         with self._indexes.use() as index:
-            dense_hits, lexical_hits = self._hits(index, query, max(CANDIDATES, 2 * k), collection.id, within, mode)
-            model_id = index.embedder.model_id if index.embedder is not None else index.row.model_id
-        calibration = CALIBRATIONS.get(model_id, DEFAULT_CALIBRATION)
-        ranked = fuse([[i for i, _ in dense_hits], [i for i, _ in lexical_hits]])
-        visible = self._catalog.visible_chunks(ranked)
-        similarity = dict(dense_hits)
-        found = []
-        for chunk_id in ranked:
-            if chunk_id in visible:
-                chunk, document, label = visible[chunk_id]
-                cosine = similarity.get(chunk_id) if mode != "lexical" else None
-                score = relevance(query, chunk.text, cosine, calibration)
-                found.append(Found(chunk, document, label, round(score, 4)))
-            if len(found) == k:
-                break
-        return found
+            hits = self._hits(index, query, max(CANDIDATES, 2 * k), collection.id, within, mode)
+            candidates, rows = self._candidates(index, collection.id, hits)
+            values = self._features(index, collection, query, hits.vector, rows)
+            calibration = _calibration(self._calibrations, index)
+        model = calibration.words if hits.vector is None else calibration.hybrid
+        probabilities = model.probabilities(values, [row.page for row in rows])
+        if mode == "dense" and hits.vector is not None:
+            scores = _by_rank(candidates, hits.dense)
+        elif mode == "lexical" or hits.vector is None:
+            scores = _by_rank(candidates, hits.lexical)
+        else:
+            scores = model.scores(values)
+        order = sorted(range(len(candidates)), key=lambda i: (-scores[i], candidates[i].chunk.id))
+        if mode == "hybrid" and self._reranker is not None:
+            order = self._reranked(self._reranker, query, candidates, order)
+        ranked = [candidates[i] for i in order]
+        found = [_passage(candidates[i], float(probabilities[i])) for i in order]
+        return joined(found, k, lambda numbers: [self._around(ranked[n].chunk) for n in numbers])
+
+    def _reranked(
+        self, reranker: Reranker, query: str, candidates: Sequence[_Candidate], order: list[int]
+    ) -> list[int]:
+        """The best anew, by a reader that is too slow for all. Its scores rank only: probabilities stay on their scale.
+
+        It reads the chunks that were found: what they grow to depends on which of them come first.
+        """
+        best, rest = order[:RERANKED], order[RERANKED:]
+        if len(best) < 2:
+            return order
+        try:
+            scores = np.asarray(reranker.score(query, [candidates[i].chunk.text for i in best]), np.float64)
+            if scores.shape != (len(best),) or not np.isfinite(scores).all():
+                raise ValueError(f"{len(best)} finite scores were wanted, and these came: {scores}")
+        except Exception:  # memory, a driver, broken weights: an order there is already
+            # Once: it would fail for every question alike.
+            log.log(
+                logging.DEBUG if self._reranking_failed else logging.ERROR,
+                "the reranker failed: searches keep the order they have without it",
+                exc_info=True,
+            )
+            self._reranking_failed = True
+            return order
+        return [best[n] for n in np.argsort(-scores, kind="stable")] + rest
+
+    def _around(self, chunk: Chunk) -> tuple[int, str]:
+        """A slice of the chunk's page: where it starts, and its text."""
+        start = max(chunk.start - _AROUND, 0)
+        try:
+            text = self._catalog.page(chunk.document_id, chunk.page).text[start : chunk.end + _AROUND]
+        except NotFound:
+            text = ""
+        # The document was read again, or went, since it was found.
+        if text[chunk.start - start : chunk.end - start] != chunk.text:
+            return chunk.start, chunk.text
+        return start, text
+
+    def _candidates(self, index: Index, collection_id: str, hits: _Hits) -> tuple[list[_Candidate], list[Row]]:
+        """The chunks that were found and may be shown, as they are compared with the question.
+
+        A hit on what belongs to a chunk is a hit on the chunk.
+        """
+        similarity = dict(hits.dense)
+        every = list(dict.fromkeys(id_ for id_, _ in (*hits.dense, *hits.lexical)))
+        chunks = list(dict.fromkeys(id_.partition(ATTACHED)[0] for id_ in every))
+        absent = [id_ for id_ in dict.fromkeys((*chunks, *every)) if id_ not in similarity]
+        try:
+            looked_up = (
+                self._pool.submit(index.vectors.vectors, collection_id, absent) if hits.vector is not None else None
+            )
+            visible = self._catalog.visible_chunks(chunks)
+            texts = index.lexical.texts(collection_id, list(dict.fromkeys((*chunks, *every))))
+            if looked_up is not None and hits.vector is not None:
+                similarity.update((id_, float(v @ hits.vector)) for id_, v in looked_up.result().items())
+        except RagError:
+            raise
+        except Exception as error:
+            raise unusable(error) from error
+        attached: dict[str, list[str]] = {}
+        for id_ in every:
+            attached.setdefault(id_.partition(ATTACHED)[0], []).append(id_)
+        candidates, rows = [], []
+        for chunk_id in (id_ for id_ in chunks if id_ in visible):
+            candidate = _Candidate(*visible[chunk_id])
+            text, context = texts.get(chunk_id, ("", ""))
+            beside = [texts[id_][0] for id_ in attached[chunk_id] if id_ != chunk_id and id_ in texts]
+            cosines = [similarity[id_] for id_ in (chunk_id, *attached[chunk_id]) if id_ in similarity]
+            candidates.append(candidate)
+            rows.append(
+                Row(candidate.place, text, " ".join([context, *beside]).strip(), max(cosines, default=math.nan))
+            )
+        return candidates, rows
+
+    def _features(
+        self,
+        index: Index,
+        collection: Collection,
+        query: str,
+        vector: npt.NDArray[np.float32] | None,
+        rows: Sequence[Row],
+    ) -> Array:
+        asked = Asked(query, lambda wanted: index.lexical.weights(collection.id, wanted))
+        background = Background(np.empty(0), np.empty(0, np.bool_), {})
+        if vector is not None:
+            background = self._backgrounds.of(
+                index, collection, vector, asked.cjk, _calibration(self._calibrations, index)
+            )
+        return features(asked, rows, background)
 
     def _hits(
         self, index: Index, query: str, wide: int, collection_id: str, within: list[str] | None, mode: Mode
-    ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-        """(dense, lexical), side by side. Without the embedder that made the index its words have to do."""
+    ) -> _Hits:
+        """Both searches, side by side. Without the embedder that made the index its words have to do."""
         embedder = index.embedder
         dense = lexical = None
-        if mode != "lexical" and embedder is not None:
-            dense = self._pool.submit(
-                lambda: index.vectors.search(collection_id, embedder.embed_query(query), wide, within)
-            )
-        if mode != "dense" or embedder is None:
-            lexical = self._pool.submit(index.lexical.search, collection_id, query, wide, within)
+        vector: npt.NDArray[np.float32] | None = None
         try:
-            return dense.result() if dense else [], lexical.result() if lexical else []
+            if mode != "dense" or embedder is None:
+                lexical = self._pool.submit(index.lexical.search, collection_id, query, wide, within)
+            if mode != "lexical" and embedder is not None:
+                vector = _embedded(embedder, query)
+                dense = index.vectors.search(collection_id, vector, wide, within)
+            return _Hits(dense or [], lexical.result() if lexical else [], vector)
         except RagError:
             raise
         except Exception as error:
@@ -155,14 +281,18 @@ class Retriever:
         """
         if not filter:
             return None
-        wanted: dict[str, list[Any]] = {}
+        wanted: dict[str, set[tuple[bool, Any]]] = {}
         for name, value in filter.items():
             values = value if isinstance(value, list) else [value]
             kinds = str if name in FILTER_FIELDS else str | int | float | bool
+            if len(values) > MAX_FILTER_VALUES:
+                raise InvalidRequest(
+                    f"filter.{name} has {len(values)} values, at most {MAX_FILTER_VALUES} are taken", param="filter"
+                )
             if not values or not all(isinstance(v, kinds) for v in values):
                 what = "a string" if name in FILTER_FIELDS else "a string, a number, true or false"
                 raise InvalidRequest(f"filter.{name} must be {what}, or a list of such", param="filter")
-            wanted[name] = values
+            wanted[name] = {_key(value) for value in values}
         documents = self._catalog.document_ids(collection.id)
         known = {*FILTER_FIELDS, *(name for _, _, metadata in documents for name in metadata)}
         if unknown := [name for name in wanted if name not in known]:
@@ -178,56 +308,68 @@ class Retriever:
         ]
 
 
-def _fits(values: Metadata, wanted: Mapping[str, list[Any]]) -> bool:
+def _fits(values: Metadata, wanted: Mapping[str, set[tuple[bool, Any]]]) -> bool:
+    return all(name in values and _key(values[name]) in allowed for name, allowed in wanted.items())
+
+
+def _key(value: Any) -> tuple[bool, Any]:
     # Python takes True for 1; a filter does not.
-    return all(
-        any(v == values[name] and isinstance(v, bool) == isinstance(values[name], bool) for v in allowed)
-        if name in values
-        else False
-        for name, allowed in wanted.items()
+    return isinstance(value, bool), value
+
+
+def _embedded(embedder: Embedder, query: str) -> npt.NDArray[np.float32]:
+    try:
+        return embedder.embed_query(query)
+    except RagError:
+        raise
+    except Exception as error:
+        raise RagError(
+            f"the embedding model failed on the question ({type(error).__name__}: {error}): restart the service, or search with "
+            "mode=lexical, which does without it"
+        ) from error
+
+
+def _calibration(calibrations: Calibrations, index: Index) -> Calibration:
+    return calibrations.of(index.row.fingerprint, index.model_id)
+
+
+def _checked(query: str) -> str:
+    query = query.encode("utf-8", "replace").decode().strip()
+    if not query:
+        raise InvalidRequest("the query is empty", param="query")
+    if len(query) > MAX_QUERY_CHARACTERS:
+        raise InvalidRequest(
+            f"the query has {len(query)} characters, at most {MAX_QUERY_CHARACTERS} are searched", param="query"
+        )
+    return query
+
+
+def _first(allowed: set[str], hits: _Hits, n: int) -> set[str]:
+    """Of the allowed chunks those that are among the first ``n`` of a search."""
+    out: set[str] = set()
+    for ranking in (hits.dense, hits.lexical):
+        ids = dict.fromkeys(id_.partition(ATTACHED)[0] for id_, _ in ranking)
+        out.update([id_ for id_ in ids if id_ in allowed][:n])
+    return out
+
+
+def _by_rank(candidates: Sequence[_Candidate], hits: Sequence[tuple[str, float]]) -> Array:
+    """Scores that keep the order of a search."""
+    rank: dict[str, int] = {}
+    for id_, _ in hits:
+        rank.setdefault(id_.partition(ATTACHED)[0], len(rank))
+    return np.array([-rank[c.chunk.id] for c in candidates], np.float64)
+
+
+def _passage(candidate: _Candidate, score: float) -> Passage:
+    chunk, document = candidate.chunk, candidate.document
+    return Passage(
+        document.id,
+        document.filename,
+        chunk.page,
+        chunk.start,
+        chunk.text,
+        round(score, 4),
+        candidate.label,
+        document.sequence,
     )
-
-
-def fuse(rankings: Sequence[Sequence[str]]) -> list[str]:
-    """Reciprocal rank fusion: ids by the sum of 1 / (60 + rank) over the rankings that hold them, best first."""
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, id_ in enumerate(ranking, start=1):
-            scores[id_] = scores.get(id_, 0.0) + 1.0 / (RRF_K + rank)
-    return sorted(scores, key=lambda id_: (-scores[id_], id_))
-
-
-def relevance(question: str, text: str, cosine: float | None, calibration: Calibration) -> float:
-    """Probability, 0 to 1, that a passage bears on a question.
-
-    Two signals that fail differently: ``cosine`` similarity (None: the dense search did not find it) and coverage, the
-    share of the question's content terms that the passage holds.
-    """
-    covered = coverage(question, text)
-    if covered == 0.0 and cosine is not None and _is_cjk(question) != _is_cjk(text):
-        logit = calibration.cosine_alone * cosine + calibration.intercept_alone
-    else:
-        # What only the lexical search found lies below the dense results; its coverage has to carry it.
-        near = _FAR_COSINE if cosine is None else cosine
-        logit = calibration.cosine * near + calibration.coverage * covered + calibration.intercept
-    return 1.0 / (1.0 + math.exp(-logit))
-
-
-_FAR_COSINE = 0.80
-
-
-def coverage(question: str, text: str) -> float:
-    """Share, 0 to 1, of the question's content terms that ``text`` holds."""
-    terms = set(content_terms(question))
-    held = set(content_terms(text))
-    total = sum(map(_weight, terms))
-    return sum(_weight(t) for t in terms if t in held) / total if total else 0.0
-
-
-def _is_cjk(text: str) -> bool:
-    return len(_CJK_CHARACTER.findall(text)) * 4 > len(text)
-
-
-def _weight(term: str) -> float:
-    # A word says more than the single characters that it was also cut into.
-    return 0.3 if len(term) == 1 and not term.isascii() else 1.0
