@@ -1,175 +1,499 @@
 """Citations, made and checked by code. Pure text.
 
-A model's own ``[n]`` markers are hints at best: they are taken out of the stream wherever they are split, and each
-finished sentence of the answer is matched against the sentences of the passages. A sentence that a passage bears out gets
-a marker and a citation whose quote is an exact span of the page; one that nothing bears out gets none.
+A sentence of the answer is matched against the sentences of the passages. What bears it out holds most of its words, every
+number in it with its unit, and something beyond the question's own words; the quote is the shortest such span, an exact
+slice of its page. A sentence that claims something and that nothing bears out is said to be unsupported, with the reason.
 """
 
+import itertools
+import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
+from services.rag.answer_text import Sentence
 from services.rag.documents.chunking import sentences
 from services.rag.documents.reflow import CJK
-from services.rag.store.lexical import content_terms
+from services.rag.orders import is_evidence
+from services.rag.passages import Passage
+from services.rag.prompts import is_refusal, neutral
+from services.rag.quantities import Quantity, held, held_ones, missing, quantities, without
+from services.rag.terms import content_terms, stem
 
-# Share of an answer sentence's content terms that a quote must hold. A quoted fact holds nearly all of them, a paraphrase
-# more than half; sentences that merely share the question's topic stay below.
-SUPPORT_THRESHOLD = 0.5
-# A quote is at most this many neighbouring sentences.
-QUOTE_SENTENCES = 2
+# Shares of a sentence's weight that a quote must hold: of all its words, and of those that the question did not bring in,
+# since an answer repeats the question's words whether it is right or not.
+SUPPORT = 0.55
+NOVEL_SUPPORT = 0.5
+# Where the question brought in all the words, nothing but nearly all of them will do.
+ECHO_SUPPORT = 0.8
+# What a number weighs; a word weighs about 1 to 4, by how few of the passages' sentences have it.
+NUMBER_WEIGHT = 3.0
+# A sentence of so many clauses at most may have a quote for each.
+MOST_CLAUSES = 4
+# A second sentence is quoted only where it adds so much.
+SECOND_SENTENCE = 0.12
+# The passage that the model named is taken when it is so much worse than the best at most.
+HINT_BONUS = 0.15
+# Of meaning, by an embedding model, for a sentence in another language than the passage.
+SIMILAR = 0.9
+# A quote is cut at commas beyond this many characters.
+LONG_QUOTE = 160
+# Bounds of what is compared with what: beyond them is no sentence that anyone reads.
+LONGEST_SENTENCE = 2_000
+MOST_NUMBERS = 20
+MOST_CUTS = 64
 
-_MARKER = re.compile(r"\s?(?:\[\s*\d{1,3}(?:\s*[,，、]\s*\d{1,3})*\s*\]|【\s*\d{1,3}(?:\s*[,，、]\s*\d{1,3})*\s*】)")
-# A text that may still become a marker when more of it comes.
-_MARKER_PREFIX = re.compile(r"\s?(?:[\[【]\s*(?:\d{1,3}\s*[,，、]?\s*)*)?$")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_QUANTITY = re.compile(rf"(\d+(?:[.,]\d+)*)[ \u00a0-]?([{CJK}]|[A-Za-z%°]+)?")
-_CHINESE_DIGITS = {c: str(n) for n, c in enumerate("零一二三四五六七八九")} | {"两": "2", "十": "10", "〇": "0"}
-# Where a streamed sentence ends: a terminator and what follows it is not part of a number, name or quotation.
-_END = re.compile(r"[。！？!?；;][”’\"'）)」』】]*|\n+|\.[”’\"')]*(?=\s)")
-
-
-@dataclass(frozen=True)
-class Passage:
-    """What the model was shown: ``text`` is the page's text from ``start`` (code points)."""
-
-    document_id: str
-    filename: str
-    page: int
-    start: int
-    text: str
-    score: float
-    label: str = ""
+Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Support:
     passage: Passage
-    start: int  # offset of the quote in the page
+    start: int  # offset of the quote in the page, in code points
     quote: str
-    score: float  # share of the sentence's content terms that the quote holds, 0 to 1
+    score: float  # share of the sentence's weight that the quote holds, 0 to 1
 
 
-class MarkerFilter:
-    """Takes ``[1]``, ``[1, 2]`` and ``【1】`` out of a stream of text, however it is split."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        """The text that can be shown now."""
-        text = _MARKER.sub("", self._held + text)
-        prefix = _MARKER_PREFIX.search(text)
-        at = prefix.start() if prefix and len(text) - prefix.start() <= 24 else len(text)
-        self._held = text[at:]
-        return text[:at]
-
-    def flush(self) -> str:
-        text, self._held = self._held, ""
-        return text
+@dataclass(frozen=True)
+class Unsupported:
+    reason: Literal["no_source", "number"]
+    numbers: tuple[str, ...] = ()  # those of the sentence that no source has, as they are written
 
 
-class SentenceSplitter:
-    """Cuts a stream into ``(text, end_of_sentence)`` pieces without holding any text back.
+@dataclass(frozen=True)
+class _Place:
+    """A sentence or a table row of a passage, with what is matched."""
 
-    A Latin full stop ends a sentence only when white space follows, which may come with the next piece.
-    """
+    passage: int
+    start: int
+    end: int
+    terms: frozenset[str]
+    numbers: dict[str, set[str]]
+    ones: frozenset[str]
+    negated: bool
+    denied: tuple[tuple[str, ...], ...]  # of each clause that says "not", what it says so of
+    wide: bool  # CJK text
 
-    def __init__(self) -> None:
-        self._sentence = ""
 
-    def feed(self, text: str) -> list[tuple[str, str | None]]:
-        """Pieces of ``text`` in order; the second item is the whole sentence where the piece ends one."""
-        out: list[tuple[str, str | None]] = []
-        while text:
-            if self._sentence.endswith(".") and text[0].isspace() and _ends_with_stop(self._sentence):
-                out.append(("", self._take()))
-            match = _END.search(text)
-            if match is None or match.end() == 0:
-                self._sentence += text
-                out.append((text, None))
-                break
-            # Closing quotes may come with the next piece; the sentence then ends here and they stand after the marker.
-            piece, text = text[: match.end()], text[match.end() :]
-            self._sentence += piece
-            out.append((piece, self._take()))
+@dataclass(frozen=True)
+class _Claim:
+    text: str
+    weights: dict[str, float]
+    total: float
+    novel: frozenset[str]
+    novel_total: float
+    numbers: tuple[Quantity, ...]  # those that are claimed
+    negated: bool  # the claim itself, or the question that it answers
+    wide: bool
+    hints: tuple[int, ...]
+
+
+class Evidence:
+    """The passages of one answer. Their sentences are taken apart once, when the first sentence of the answer is there."""
+
+    def __init__(self, passages: Sequence[Passage], question: str = "", similarity: Similarity | None = None) -> None:
+        self._passages = passages
+        self._question = question
+        self._similarity = similarity
+
+    def support(self, sentence: Sentence) -> list[Support] | Unsupported | None:
+        """The spans that bear ``sentence`` out, or why none does; None where it claims nothing."""
+        if len(sentence.text) > LONGEST_SENTENCE:
+            return Unsupported("no_source")
+        if not claims(sentence, self._names):
+            return None
+        claim = self._claim(sentence.text, sentence.hints)
+        if not claim.total:
+            return None
+        if quoted := self._quoted(sentence.text):
+            return quoted
+        best = self._best(claim)
+        if best is not None:
+            return [best]
+        if together := self._joint(claim):
+            return together
+        if abroad := self._abroad(claim):
+            return [abroad]
+        return self._unsupported(claim)
+
+    # -- what is matched ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(t for p in self._passages for name in (p.filename, p.label) for t in _words(name))
+
+    @cached_property
+    def _name_numbers(self) -> dict[str, set[str]]:
+        return held(q for p in self._passages for q in quantities(p.filename))
+
+    @cached_property
+    def _asked(self) -> frozenset[str]:
+        return _words(self._question)
+
+    @cached_property
+    def _places(self) -> list[_Place]:
+        out: list[_Place] = []
+        for index, passage in enumerate(self._passages):
+            head: frozenset[str] = frozenset()
+            in_table = False
+            for span in sentences(passage.text):
+                text = passage.text[span.start : span.end]
+                row = text.startswith("|")
+                if (row and not any(c.isalnum() for c in text)) or not is_evidence(neutral(text), self._question):
+                    continue
+                terms = _words(text)
+                if row and not in_table:
+                    head = terms
+                in_table = row
+                out.append(
+                    _Place(
+                        index,
+                        span.start,
+                        span.end,
+                        terms | head if row else terms,
+                        held(quantities(text)),
+                        frozenset(held_ones(text)),
+                        bool(_NEGATED.search(text)),
+                        tuple(_denied(text)),
+                        _is_wide(text),
+                    )
+                )
         return out
 
-    def flush(self) -> str | None:
-        """The sentence that the stream ended in, if any."""
-        return self._take() if self._sentence.strip() else None
+    @cached_property
+    def _frequency(self) -> Counter[str]:
+        return Counter(term for place in self._places for term in place.terms)
 
-    def _take(self) -> str:
-        sentence, self._sentence = self._sentence, ""
-        return sentence
+    def _weight(self, term: str) -> float:
+        """A word that stands everywhere tells little; a single character of a word is part of it, too."""
+        weight = 1 + math.log((len(self._places) + 1) / (self._frequency[term] + 1))
+        if len(term) == 1 and not term.isascii():
+            weight *= 0.5
+        return weight * (0.5 if term in self._asked else 1.0)
 
-
-def _ends_with_stop(sentence: str) -> bool:
-    return bool(re.search(r"[^\s.]\.$", sentence)) and len(sentence.strip()) > 2
-
-
-def numbers(text: str) -> set[str]:
-    """The numbers of ``text`` as digits without group separators; a single Chinese numeral counts as its digit."""
-    found = {n.replace(",", "").rstrip(".") for n in _NUMBER.findall(text)}
-    found |= {
-        _CHINESE_DIGITS[c]
-        for c in re.findall(
-            r"(?<![一二三四五六七八九十百千万])[二三四五六七八九两十](?=[个天年月日小分秒次份名级章节项台倍])", text
+    def _claim(self, text: str, hints: tuple[int, ...] = ()) -> _Claim:
+        text = _LEAD.sub("", text)
+        words = without(text)
+        wanted = _words(_HOLLOW.sub(" ", words)) or _words(words)
+        weights = {term: self._weight(term) for term in wanted}
+        novel = wanted - self._asked
+        # A number is a word of weight: the same value in other characters is the same word.
+        numbers = tuple(q for q in quantities(text) if q.claimed)
+        figures = NUMBER_WEIGHT * len(numbers)
+        return _Claim(
+            text,
+            weights,
+            sum(weights.values()) + figures,
+            novel,
+            sum(weights[t] for t in novel) + figures,
+            numbers,
+            bool(_NEGATED.search(text) or _NEGATED.search(self._question)),
+            _is_wide(text),
+            hints,
         )
-    }
-    return found
+
+    # -- finding it --------------------------------------------------------------------------------------------
+
+    def _best(self, claim: _Claim) -> Support | None:
+        best: tuple[tuple[float, int], list[_Place], float] | None = None
+        for places in self._candidates():
+            terms = places[0].terms if len(places) == 1 else places[0].terms | places[1].terms
+            score = self._score(claim, terms)
+            if score is None or _contradicts(claim, places) or self._missing(claim, places):
+                continue
+            rank = (self._rank(claim, places, terms, score), -(places[-1].end - places[0].start))
+            if (best is None or rank > best[0]) and not self._misbound(claim, places):
+                best = rank, places, score
+        return self._cut(claim, best[1], best[2]) if best else None
+
+    def _misbound(self, claim: _Claim, places: list[_Place]) -> bool:
+        """Whether the quote has the claim's number, but of something else: "soft 90 s, hard 2 h" for "soft 2 h".
+
+        So it is where the clause that has the number has nothing of the claim that another clause lacks, and that other
+        clause, with a number of its own, has.
+        """
+        text = self._passages[places[0].passage].text[places[0].start : places[-1].end]
+        clauses = [(_words(part), held(quantities(part))) for part in _CLAUSES.split(text)]
+        if len(clauses) < 2 or not 1 <= len(claim.numbers) <= MOST_NUMBERS:
+            return False
+        units = _words(" ".join(q.unit for q in claim.numbers))
+        said = claim.weights.keys() - units
+        for number in claim.numbers:
+            own = [words & said for words, numbers in clauses if not missing([number], numbers)]
+            others = [words & said for words, numbers in clauses if numbers and missing([number], numbers)]
+            if own and any(other - mine and not mine - other for other in others for mine in own[:1]) and len(own) == 1:
+                return True
+        return False
+
+    def _candidates(self) -> Iterator[list[_Place]]:
+        for place, following in itertools.zip_longest(self._places, self._places[1:]):
+            yield [place]
+            if following is not None and following.passage == place.passage:
+                yield [place, following]
+
+    def _score(self, claim: _Claim, terms: frozenset[str]) -> float | None:
+        """The share of the claim that ``terms`` and its numbers hold, or None where that is too little."""
+        figures = NUMBER_WEIGHT * len(claim.numbers)
+        score = (sum(weight for term, weight in claim.weights.items() if term in terms) + figures) / claim.total
+        if not claim.novel_total:
+            return score if score >= ECHO_SUPPORT else None
+        novel = (sum(claim.weights[term] for term in claim.novel if term in terms) + figures) / claim.novel_total
+        return score if score >= SUPPORT and novel >= NOVEL_SUPPORT else None
+
+    def _rank(self, claim: _Claim, places: list[_Place], terms: frozenset[str], score: float) -> float:
+        passage = self._passages[places[0].passage]
+        # An answer of one word stands in many places; the one that speaks of the question is meant.
+        asked = len(self._asked & terms) / len(self._asked) if self._asked else 0.0
+        rank = score + 0.3 * asked + 0.05 * passage.score - SECOND_SENTENCE * (len(places) - 1)
+        return round(rank + (HINT_BONUS if places[0].passage + 1 in claim.hints else 0.0), 3)
+
+    def _missing(self, claim: _Claim, places: Sequence[_Place]) -> list[Quantity]:
+        given: dict[str, set[str]] = {}
+        for source in (*(p.numbers for p in places), self._name_numbers):
+            for value, units in source.items():
+                given.setdefault(value, set()).update(units)
+        if ones := set().union(*(p.ones for p in places)):
+            given.setdefault("1", set()).update(ones)
+        return missing(claim.numbers, given)
+
+    def _joint(self, claim: _Claim) -> list[Support]:
+        """A quote for each clause of the sentence: "A is 2, while B is 3". All clauses, or none."""
+        clauses: list[_Claim] = []
+        begun = ""
+        for part in _CLAUSES.split(claim.text):
+            # "In 1996," is true of many things: it belongs to what follows.
+            begun = f"{begun}, {part}" if begun else part
+            clause = self._claim(begun, claim.hints)
+            units = _words(" ".join(q.unit for q in clause.numbers))
+            if sum(len(term) > 1 for term in clause.weights.keys() - units) >= 2:
+                clauses.append(clause)
+                begun = ""
+        if _words(begun) or not 2 <= len(clauses) <= MOST_CLAUSES:
+            return []
+        found = [self._best(clause) for clause in clauses]
+        quotes = list(dict.fromkeys(f for f in found if f is not None))
+        return quotes if None not in found and len(quotes) > 1 else []
+
+    def _quoted(self, text: str) -> list[Support]:
+        """Where the sentence quotes: the places of its quotations, if all of them stand in the passages."""
+        out: list[Support] = []
+        for match in _QUOTATION.finditer(text):
+            wanted = next(filter(None, match.groups()))
+            if len(_letters(wanted)[0]) < 8:
+                return []
+            found = next(filter(None, (self._verbatim(wanted, p) for p in self._passages)), None)
+            if found is None:
+                return []
+            out.append(found)
+        rest = [q for q in quantities(_QUOTATION.sub(" ", text)) if q.claimed]
+        return out if out and not missing(rest, self._name_numbers) else []
+
+    def _verbatim(self, wanted: str, passage: Passage) -> Support | None:
+        letters, places = _letters(passage.text)
+        needle = _letters(wanted)[0]
+        at = letters.find(needle)
+        if at < 0:
+            return None
+        start, end = places[at], places[at + len(needle) - 1] + 1
+        return Support(passage, passage.start + start, passage.text[start:end], 1.0)
+
+    def _abroad(self, claim: _Claim) -> Support | None:
+        """A place in another script: the names and numbers that both share tell, and meaning where that can be asked."""
+        places = [p for p in self._places if p.wide != claim.wide]
+        names = {t for t in claim.weights if t.isascii() and (not claim.wide or len(t) > 1) and not t.isdigit()}
+        stated = claim.numbers
+        found: list[tuple[int, _Place]] = []
+        for place in places:
+            if self._missing(claim, [place]) or _contradicts(claim, [place]):
+                continue
+            shared = sum(1 for q in stated if len(q.value) > 1 or q.unit) + len(names & place.terms)
+            novel = bool(stated) or bool(names & place.terms & claim.novel)
+            found.append((shared if novel else 0, place))
+        if not found:
+            return None
+        if self._similarity is not None:
+            texts = [self._passages[p.passage].text[p.start : p.end] for _, p in found]
+            alike = self._similarity(claim.text, texts)
+            score, at = max((s, -i) for i, s in enumerate(alike))
+            if score < SIMILAR:
+                return None
+            return self._cut(claim, [found[-at][1]], score)
+        shared, place = max(found, key=lambda f: f[0])
+        return self._cut(claim, [place], min(1.0, shared / 4)) if shared >= 2 else None
+
+    def _unsupported(self, claim: _Claim) -> Unsupported:
+        nearest: list[Quantity] | None = None
+        for places in self._candidates():
+            if self._score(claim, frozenset().union(*(p.terms for p in places))) is None:
+                continue
+            # Where none is missing, they are there, but said of something else.
+            lacks = self._missing(claim, places) or ([] if _contradicts(claim, places) else list(claim.numbers))
+            if lacks and (nearest is None or len(lacks) < len(nearest)):
+                nearest = lacks
+        if nearest is not None:
+            return Unsupported("number", _written(nearest))
+        return Unsupported("no_source", _written(self._missing(claim, self._places)))
+
+    def _cut(self, claim: _Claim, places: list[_Place], score: float) -> Support:
+        """The quote: whole sentences, but of a very long one only the clauses that carry the claim."""
+        passage = self._passages[places[0].passage]
+        start, end = places[0].start, places[-1].end
+        if end - start > LONG_QUOTE:
+            start, end = self._clauses(claim, passage.text, start, end)
+        return Support(passage, passage.start + start, passage.text[start:end], score)
+
+    def _clauses(self, claim: _Claim, text: str, start: int, end: int) -> tuple[int, int]:
+        """The shortest run of clauses that holds what the whole holds."""
+        cuts = [start, *(m.end() for m in _CLAUSE.finditer(text, start, end) if m.end() < end), end]
+        if len(cuts) > MOST_CUTS:
+            cuts = [*cuts[: -1 : len(cuts) // MOST_CUTS + 1], end]
+        held_terms = [_words(text[a:b]) & claim.weights.keys() for a, b in itertools.pairwise(cuts)]
+        held_numbers = [held(quantities(text[a:b])) for a, b in itertools.pairwise(cuts)]
+        whole = frozenset().union(*held_terms)
+        all_numbers = held(quantities(text[start:end]))
+        needed = [q for q in claim.numbers if not missing([q], all_numbers)]
+        best = (end - start, start, end)
+        for first in range(len(held_terms)):
+            terms: set[str] = set()
+            numbers: dict[str, set[str]] = {}
+            for last in range(first, len(held_terms)):
+                terms |= held_terms[last]
+                for value, units in held_numbers[last].items():
+                    numbers.setdefault(value, set()).update(units)
+                if terms >= whole and not missing(needed, numbers):
+                    best = min(best, (cuts[last + 1] - cuts[first], cuts[first], cuts[last + 1]))
+                    break
+        _, start, end = best
+        while start < end and text[start].isspace():
+            start += 1
+        while end > start and text[end - 1].isspace():
+            end -= 1
+        return start, end
 
 
-def _quantities(text: str) -> dict[str, set[str]]:
-    """Each number of ``text`` with what may be its unit: the next CJK character or Latin word, "" where none follows."""
-    found: dict[str, set[str]] = {number: {""} for number in numbers(text)}
-    for match in _QUANTITY.finditer(text):
-        found.setdefault(match[1].replace(",", "").rstrip("."), set()).add((match[2] or "").lower())
-    return {number: units - {""} or {""} for number, units in found.items()}
+def claims(sentence: Sentence, names: frozenset[str] = frozenset()) -> bool:
+    """Whether a sentence states something that a document could bear out.
+
+    Headings, the first row of a table, questions, greetings, "I don't know", what introduces a list, and a line that only
+    names one of the documents (``names``: their terms) do not.
+    """
+    text = _LEAD.sub("", sentence.text).strip()
+    if sentence.kind in ("head", "code") and not (sentence.kind == "code" and quantities(text)):
+        return False
+    if not text or _NOTHING.search(text) or is_refusal(text) or _POLITE.match(text):
+        return False
+    terms = _words(_HOLLOW.sub(" ", text))
+    named = bool(terms & names) and terms <= names | _PAGE_WORDS | {t for t in terms if t.isdigit()}
+    return bool(terms) and not named
 
 
-def _holds(needed: dict[str, set[str]], held: dict[str, set[str]], extra: set[str]) -> bool:
-    """Whether every number of ``needed`` is in ``held`` with a unit that may be the same (``hour``, ``hours``, ``h``)."""
-    return all(
-        number in extra or any(_same_unit(u, v) for u in units for v in held.get(number, ()))
-        for number, units in needed.items()
+# What opens a sentence and says nothing: the claim comes after it.
+_LEAD = re.compile(
+    r"^\W*(?:(?:根据|依据|按照|从)[^，,。]{0,20}(?:资料|文档|文件|内容|信息|上文)[^，,。]{0,8}[，,：:]\s*|(?:因此|所以|总之|综上所述|综上|此外|另外|首先|其次|最后|答案是?|答)[，,：:]\s*"
+    r"|(?:according to|based on|as (?:stated|described|mentioned) in)(?: the| this| your)?(?: provided| given)?"
+    r" (?:passages?|documents?|text|context|information|materials?)(?: provided| above| below)?[,:]\s*"
+    r"|(?:therefore|thus|so|in summary|in short|in conclusion|to summarize|additionally|also|however|first(?:ly)?|second(?:ly)?|"
+    r"finally|answer)[,:]\s*)+",
+    re.IGNORECASE,
+)
+_NOTHING = re.compile(r"[?？]\W*$|[:：]\W*$|^\*\*[^*]+\*\*[:：]?$")
+_POLITE = re.compile(
+    r"^\W*(?:你好|您好|好的|当然|没问题|不客气|谢谢|感谢|抱歉|对不起|很抱歉|希望[^。]{0,20}(?:帮助|帮到|有用)"
+    r"|如[果有][^。]{0,30}(?:问题|需要|疑问)|请(?:告诉|提供|随时|问)|以下是|以上是|作为(?:一个)?(?:AI|人工智能|文档问答)"
+    r"|hello|hi\b|hey\b|sure\b|of course|certainly|you(?:'re| are) welcome|thank|sorry|i hope|let me know"
+    r"|please (?:let|feel|provide|tell)|if you (?:have|need|want)|feel free|here (?:is|are)\b[^.]*$|as an ai\b)",
+    re.IGNORECASE,
+)
+# Words that point at the source or at the answer, and are not what is claimed.
+_HOLLOW = re.compile(
+    r"资料|文档|文件|内容|信息|根据|提到|指出|显示|表明|以下|如下|因此|所以|此外|另外|总之|综上所述|答案|回答|问题|是的|没错|不是"
+    r"|\b(?:passages?|documents?|context|information|according|based|provided|mentioned|stated|answer|question|yes|no|therefore"
+    r"|thus|also|however|following)\b",
+    re.IGNORECASE,
+)
+_PAGE_WORDS = frozenset("第 页 page pages p pdf docx xlsx pptx html md txt csv".split())
+_QUOTATION = re.compile(r"“([^“”]{4,})”|「([^「」]{4,})」|\"([^\"]{4,})\"")
+# Said of either side, broadly: a claim with "not" wants a source with some "not".
+_NEGATED = re.compile(
+    r"[不没沒無无未非勿莫]|禁止|严禁|嚴禁|避免|除外|缺[少乏失]|\b(?:missing|no|not|never|none|neither|nor|without|cannot|unable|fail(?:s|ed)?|lacks?|except|only|refus\w+|"
+    r"den(?:y|ies|ied)|prohibit\w*|forbid\w*|un\w{4,}|in(?:valid|active|complete)\w*)\b|n[’']t\b",
+    re.IGNORECASE,
+)
+_SAYS_NOT = re.compile(
+    r"不(?!同|过|断|仅|只|但|久|少|论|管|等|锈|可分)|没有|沒有|並非|并非|无法|無法|未曾|尚未|禁止"
+    r"|\b(?:not|never|cannot|no longer)\b|n[’']t\b",
+    re.IGNORECASE,
+)
+# Strictly: "not", as opposed to "not only", "not exceed" and their like, which set bounds.
+_DENIES = re.compile(
+    r"不(?:得(?!不)|能(?!超|高|低|多|少|大|小|晚)|可(?!分|或缺|少|超|高于|低于)|许|許|允许|允許|应(?!超|高|低|少|大|小)|應|要|会|會|予|准|宜|再|必|需|须|須|适用|適用|支持|包括|包含|含|属于|屬於|是(?!只|仅))"
+    r"|禁止|严禁|嚴禁|没有|沒有|并非|並非|无法|無法|无需|無需|无须|無須|未曾|尚未|从未|從未|切勿|请勿|請勿"
+    r"|\b(?:not(?! only| just| more| less| fewer| exceed| later| earlier| until| necessarily)|never|cannot|no longer)\b"
+    r"|\bno (?!more|less|later|earlier|fewer|doubt|matter)|n[’']t\b",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(
+    r"未经|未經|除非|未|若不|如不|否则|否則|\b(?:unless|without|until|except|if|only)\b", re.IGNORECASE
+)
+# Of what is denied, more than this in a claim is the same said the other way round.
+_MOST_DENIED = 0.66
+_CLAUSES = re.compile(r"[，；]|[,;]\s|\s(?:and|while|but|whereas)\s|而且|并且|同时|以及|而(?![且言])", re.IGNORECASE)
+_CLAUSE = re.compile(r"[，,；;：:、]\s*|\s+(?=\|)|\n+")
+_WIDE = re.compile(f"[{CJK}]")
+_LATIN = re.compile(r"[A-Za-z]+")
+
+
+def _contradicts(claim: _Claim, places: Sequence[_Place]) -> bool:
+    """A sentence that denies something is not borne out by one that denies nothing, nor the other way round."""
+    if _SAYS_NOT.search(claim.text):
+        return not any(p.negated for p in places)
+    if claim.negated or not any(place.denied for place in places):
+        return False
+    said = _words(claim.text)
+    return any(
+        denied[0] in said or sum(term in said for term in denied) > _MOST_DENIED * len(denied)
+        for place in places
+        for denied in place.denied
     )
 
 
-def _same_unit(one: str, other: str) -> bool:
-    return not one or not other or one.startswith(other) or other.startswith(one)
+def _denied(text: str) -> Iterator[tuple[str, ...]]:
+    """The words after each "not" in its clause, without those that another clause affirms."""
+    clauses = [(clause, _DENIES.search(clause)) for clause in _CLAUSES.split(text)]
+    affirmed = _words("\n".join(clause if no is None else clause[: no.start()] for clause, no in clauses))
+    for clause, no in clauses:
+        # Two make a condition: "not without approval".
+        if no is not None and len(_DENIES.findall(clause)) == 1 and not _CONDITION.search(clause[: no.start()]):
+            after = (stem(t) if t.isascii() and t.isalpha() else t for t in content_terms(clause[no.end() :]))
+            if words := tuple(dict.fromkeys(t for t in after if t not in affirmed)):
+                yield words
 
 
-def support(sentence: str, passages: Sequence[Passage], question: str = "") -> Support | None:
-    """The span that bears ``sentence`` out best, or None when nothing does.
+def _words(text: str) -> frozenset[str]:
+    """The content words of ``text``, those of Latin script as stems."""
+    return frozenset(stem(term) if term.isascii() and term.isalpha() else term for term in content_terms(text))
 
-    A span supports a sentence when it holds at least :data:`SUPPORT_THRESHOLD` of its content terms and every number in
-    it; words that the question brought in count half, since an answer repeats them whether it is right or not.
-    """
-    wanted = set(content_terms(sentence))
-    if not wanted or re.search(r"[?？]\W*$", sentence):
-        return None  # nothing is claimed, by a question least of all: repeating it would match any passage on its topic
-    asked = set(content_terms(question))
-    weights = {term: (0.5 if term in asked else 1.0) * (2.0 if term.isdigit() else 1.0) for term in wanted}
-    total = sum(weights.values())
-    needed = _quantities(sentence)
-    best: Support | None = None
-    best_rank = (0.0, 0.0, 0)
-    for passage in passages:
-        spans = list(sentences(passage.text))
-        for first in range(len(spans)):
-            for count in range(1, QUOTE_SENTENCES + 1):
-                if first + count > len(spans):
-                    break
-                start, end = spans[first].start, spans[first + count - 1].end
-                quote = passage.text[start:end]
-                held = set(content_terms(quote))
-                score = sum(weight for term, weight in weights.items() if term in held) / total
-                if score < SUPPORT_THRESHOLD or not _holds(needed, _quantities(quote), numbers(passage.filename)):
-                    continue
-                # The best match, then the better passage, then the shorter quote.
-                rank = (round(score, 2), passage.score, -len(quote))
-                if best is None or rank > best_rank:
-                    best = Support(passage, passage.start + start, quote, score)
-                    best_rank = rank
-    return best
+
+def _is_wide(text: str) -> bool:
+    """Whether it is CJK text, names in Latin letters notwithstanding."""
+    return len(_WIDE.findall(text)) > len(_LATIN.findall(text))
+
+
+def _letters(text: str) -> tuple[str, list[int]]:
+    """Letters and digits, folded; and the place of each."""
+    out: list[str] = []
+    places: list[int] = []
+    for at, character in enumerate(text):
+        for c in unicodedata.normalize("NFKC", character).casefold():
+            if c.isalnum():
+                out.append(c)
+                places.append(at)
+    return "".join(out), places
+
+
+def _written(found: Sequence[Quantity]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(q.text for q in found))

@@ -17,6 +17,7 @@ from langchain_openai import ChatOpenAI
 from services.rag.config import Settings
 from services.rag.documents.chunking import estimate_tokens
 from services.rag.errors import ModelRejected, ModelTimeout, ModelUnavailable
+from services.rag.precedence import Precedence
 from services.rag.prompts import Message
 
 CONNECT_SECONDS = 5.0
@@ -44,6 +45,7 @@ class ModelClient:
         self._probed_at = -PROBE_TTL
         self._context: int | None = None
         self._tokenizes = True
+        self.precedence = Precedence()
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -127,8 +129,32 @@ class ModelClient:
                 self._tokenizes = False  # a stand-in server without the route
         return sum(estimate_tokens(text) + 8 for _, text in messages)
 
+    async def count_text(self, text: str) -> int:
+        """Tokens of ``text`` by itself, by the server's ``/tokenize``; estimated where it has none."""
+        if self._tokenizes:
+            body = {"model": await self.model_name(), "prompt": text, "add_special_tokens": False}
+            with self._translated():
+                response = await self._http.post(f"{self._root}/tokenize", json=body)
+            if response.status_code == 200 and isinstance(count := response.json().get("count"), int):
+                return count
+            if response.status_code in (404, 405, 501):
+                self._tokenizes = False
+        return estimate_tokens(text)
+
     async def complete(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> str:
         """The whole reply."""
+        with self.precedence.question():
+            return await self._complete(messages, max_tokens, temperature)
+
+    async def complete_aside(self, messages: Sequence[Message], *, max_tokens: int) -> str:
+        """The whole reply, for work that nobody waits for.
+
+        Raises:
+            Interrupted: a question came; the connection is closed, which ends the generation.
+        """
+        return await self.precedence.work(self._complete(messages, max_tokens, 0.0))
+
+    async def _complete(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> str:
         chat = await self._chat()
         with self._translated():
             reply = await chat.ainvoke(_langchain(messages), max_tokens=max_tokens, temperature=temperature)
@@ -139,7 +165,7 @@ class ModelClient:
     ) -> AsyncGenerator[str, None]:
         """The reply as it is generated. Closing the iterator closes the connection, which ends the generation."""
         chat = await self._chat()
-        with self._translated():
+        with self.precedence.question(), self._translated():
             stream = chat.astream(_langchain(messages), max_tokens=max_tokens, temperature=temperature)
             async with _closing(stream):
                 while True:

@@ -1,10 +1,13 @@
 """Questions through LangServe, against a real process and the scripted model."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from langchain_core.runnables.utils import AddableDict
 from langserve import RemoteRunnable
 
 from tests.rag.conftest import LEASES, Pair, rag_env, sse, upload, wait
@@ -21,11 +24,11 @@ def invoke(client: httpx.Client, question: str, **fields: object) -> dict[str, o
 
 
 def added(chunks: list[dict]) -> dict:
-    total: dict = {}
+    """As LangChain adds them up."""
+    total = AddableDict()
     for chunk in chunks:
-        for name, value in chunk.items():
-            total[name] = total[name] + value if name in total else value
-    return total
+        total = total + AddableDict(chunk)
+    return dict(total)
 
 
 def test_an_answer_names_file_page_and_quote(client: httpx.Client, indexed: str) -> None:
@@ -59,7 +62,7 @@ def test_an_invented_number_gets_no_citation_and_says_so(client: httpx.Client, i
     [
         ("Who invented the telescope in Holland?", "I don't know"),
         ("谁发明了望远镜？", "我不知道。"),
-        ("Which lease does not know its limit?", "I don't know."),
+        ("Is the hard limit of a lease unknown 2 hours?", "I don't know."),
     ],
 )
 def test_what_the_documents_do_not_hold_is_refused(
@@ -96,7 +99,10 @@ def test_a_filter_reaches_the_chain(client: httpx.Client, indexed: str) -> None:
 
 def test_the_stream_leaves_before_the_answer_is_complete(client: httpx.Client, pair: Pair, indexed: str) -> None:
     # The scripted model repeats itself until max_tokens or until the client leaves: an answer is never complete here.
-    body = {"input": {"question": "slow lease"}, "config": {"configurable": {"max_tokens": 4096}}}
+    body = {
+        "input": {"question": "Is the soft limit of a slow lease 90 seconds?"},
+        "config": {"configurable": {"max_tokens": 4096}},
+    }
     with client.stream("POST", "/rag/stream", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         pieces = []
@@ -136,12 +142,62 @@ def test_remote_runnable(pair: Pair, indexed: str) -> None:
     assert rag.invoke({"question": HARD}, config={"configurable": {"k": 1, "mode": "lexical"}})["answerable"] is True
 
 
-@pytest.mark.parametrize("route", ["stream_log", "stream_events"])
-def test_the_other_streams_answer_too(client: httpx.Client, indexed: str, route: str) -> None:
-    with client.stream("POST", f"/rag/{route}", json={"input": {"question": HARD}}) as response:
-        events = list(sse(response))
-    assert "error" not in [event for event, _ in events]
-    assert "2 hours" in json.dumps(events[-3:])
+MIXED = "What is the hard limit of a lease, and what is the soft limit of a lease?"
+
+
+def patched(events: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What the operations of ``/stream_log`` build, as far as its output goes."""
+    chunks = []
+    for event, data in events:
+        assert event != "error", data
+        for op in data.get("ops", []) if event == "data" else []:
+            if op["path"] == "/streamed_output/-":
+                chunks.append(op["value"])
+    return added(chunks)
+
+
+def test_every_route_gives_the_same_structure(client: httpx.Client, pair: Pair, indexed: str) -> None:
+    whole = invoke(client, MIXED)
+    assert whole["answer"] == (
+        "The soft limit of a lease is 90 seconds.[1] The hard limit of a lease is 7 hours.[?] "
+        "The hard limit of a lease is 2 hours.[2]"
+    )
+    assert [c["index"] for c in whole["citations"]] == [1, 2]
+    [flagged] = whole["unsupported"]
+    assert (flagged["reason"], flagged["numbers"]) == ("number", ["7"])
+    assert whole["answer"][flagged["start"] : flagged["end"]] == flagged["text"]
+    body = {"input": {"question": MIXED}}
+    with client.stream("POST", "/rag/stream", json=body) as response:
+        chunks = [data for event, data in sse(response) if event == "data"]
+    assert added(chunks) == whole
+    # Each citation is there when its marker is, long before the end.
+    for c in whole["citations"]:
+        [carrier] = [chunk for chunk in chunks if c in chunk.get("citations", [])]
+        assert f"[{c['index']}]" in carrier["answer"]
+    assert len(chunks) > 5
+    assert client.post("/rag/batch", json={"inputs": [body["input"]] * 2}).json()["output"] == [whole] * 2
+    with client.stream("POST", "/rag/stream_log", json=body) as response:
+        assert patched(list(sse(response))) == whole
+    with client.stream("POST", "/rag/stream_events", json={**body, "version": "v2"}) as response:
+        events = [data for event, data in sse(response) if event == "data"]
+    ours = [e["data"]["chunk"] for e in events if e["event"] == "on_chain_stream" and e["name"] in ("/rag", "rag")]
+    assert whole in (added(ours), added(ours[::2]))
+    rag = RemoteRunnable(pair.rag.url + "/rag")
+    assert rag.invoke(body["input"]) == whole
+    assert added(list(rag.stream(body["input"]))) == whole
+    assert rag.batch([body["input"]]) == [whole]
+
+    async def asynchronously() -> tuple[Any, list[Any], list[Any]]:
+        return (
+            await rag.ainvoke(body["input"]),
+            await rag.abatch([body["input"]]),
+            [chunk async for chunk in rag.astream(body["input"])],
+        )
+
+    one, several, streamed = asyncio.run(asynchronously())
+    assert one == whole
+    assert several == [whole]
+    assert added(streamed) == whole
 
 
 @pytest.mark.parametrize(
@@ -166,7 +222,7 @@ def test_the_config_schema_has_the_bounded_controls(client: httpx.Client) -> Non
         ({"input": {}}, "question"),
         ({"input": {"question": 3}}, "question"),
         ({"input": {"question": "x", "chat_history": [["a", "b", "c"]]}}, "chat_history"),
-        ({"input": {"question": "x", "chat_history": [["a", "b"]] * 10_000}}, "chat_history"),
+        ({"input": {"question": "x", "chat_history": [["a", "b", "c"]] * 10_000}}, "chat_history"),
         ({"input": {"question": "x", "collection": "../.."}}, "collection"),
         ({"input": {"question": "x", "filter": {"colour": "red"}}}, "filter"),
         ({"input": {"question": "x"}, "config": {"configurable": {"k": 0}}}, "k"),
@@ -180,6 +236,19 @@ def test_bad_input_is_400_and_names_it(client: httpx.Client, route: str, body: o
     response = client.post(f"/rag/{route}", json=body)
     assert response.status_code == 400, response.text
     assert named in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("route", ["invoke", "stream"])
+def test_a_history_of_ten_thousand_turns_is_no_trouble(client: httpx.Client, indexed: str, route: str) -> None:
+    body = {
+        "input": {
+            "question": "What is the soft limit of a lease?",
+            "chat_history": [["What is a lease?", "A lease is a lock."]] * 10_000,
+        }
+    }
+    response = client.post(f"/rag/{route}", json=body)
+    assert response.status_code == 200, response.text
+    assert "90" in response.text
 
 
 def test_a_body_that_is_no_json(client: httpx.Client) -> None:
@@ -203,18 +272,27 @@ def test_chat_takes_messages_and_gives_text(client: httpx.Client, pair: Pair, in
     response = client.post("/chat/invoke", json={"input": {"messages": messages}})
     assert response.status_code == 200, response.text
     assert response.json()["output"] == "The hard limit of a lease is 2 hours.[1]\n\n[1] manual.pdf, p. 1"
+    mixed = client.post("/chat/invoke", json={"input": {"messages": [{"type": "human", "content": MIXED}]}}).json()[
+        "output"
+    ]
+    listed = "[1] manual.pdf, p. 1\n[2] manual.pdf, p. 1\n[?] nothing in the documents bears this out"
+    assert mixed.partition("\n\n")[2] == listed
     refused = client.post("/chat/invoke", json={"input": {"messages": messages[:2]}})
     assert refused.status_code == 400
 
 
 def test_a_model_that_breaks_in_the_middle_says_so_in_the_stream(client: httpx.Client, indexed: str) -> None:
-    with client.stream("POST", "/rag/stream", json={"input": {"question": "a lease that breaks"}}) as response:
+    with client.stream(
+        "POST", "/rag/stream", json={"input": {"question": "Is the hard limit of a lease that breaks 2 hours?"}}
+    ) as response:
         events = list(sse(response))
     event, data = events[-1]
     assert event == "error"
     assert data["status_code"] in (502, 503)
     assert "model service" in data["message"]
-    failed = client.post("/rag/invoke", json={"input": {"question": "a lease that breaks"}})
+    failed = client.post(
+        "/rag/invoke", json={"input": {"question": "Is the hard limit of a lease that breaks 2 hours?"}}
+    )
     assert failed.status_code in (502, 503)
 
 

@@ -2,7 +2,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.rag.prompts import accept_condensed, answer_messages, condense_messages, is_refusal, language_of
+from services.rag.conflicts import conflict, untold
+from services.rag.parts import MAX_PARTS, leaning, parts
+from services.rag.passages import Passage
+from services.rag.prompts import (
+    RULES,
+    answer_messages,
+    disagreement,
+    is_refusal,
+    language_of,
+    name,
+    neutral,
+)
+from services.rag.smalltalk import small_talk
 
 HISTORY = [("租约的软限制是多久？", "软限制是 90 秒。")]
 
@@ -14,6 +26,12 @@ HISTORY = [("租约的软限制是多久？", "软限制是 90 秒。")]
         ("What is a lease?", "en"),
         ("HDFS 是什么", "zh"),
         ("What does “租约” mean?", "en"),
+        ("What does 租约 mean in the handbook?", "en"),
+        ("HDFS NameNode heartbeat interval 是多少", "zh"),
+        ("Explain 数据块 and 副本", "en"),
+        ("「lease」是什麼意思？", "zh"),
+        ("NameNode 心跳", "zh"),
+        ("會議室最多容納多少人？", "zh"),
         ("", "en"),
     ],
 )
@@ -31,34 +49,185 @@ def test_answers_are_not_refusals(text: str) -> None:
     assert not is_refusal(text)
 
 
+def passage(text: str, filename: str = "a.pdf", page: int = 1, label: str = "") -> Passage:
+    return Passage(filename, filename, page, 0, text, 0.9, label)
+
+
 def test_the_head_of_the_prompt_does_not_depend_on_the_question() -> None:
-    passages = [("a.pdf", 1, "甲"), ("b.pdf", 2, "乙")]
-    one, two = answer_messages("甲是什么？", passages), answer_messages("乙是什么？", passages)
+    passages = [passage("甲"), passage("乙", "b.pdf", 2)]
+    one, two = answer_messages("甲是什么？", passages), answer_messages("乙是什么？", passages, HISTORY)
     assert one[0] == two[0]
+    assert one[0][1].startswith(RULES["zh"])
     assert one[-1] == ("human", "甲是什么？")
+    assert two[1:-1] == [("human", HISTORY[0][0]), ("ai", HISTORY[0][1])]
 
 
-def test_condensing_sees_the_history_and_the_question() -> None:
-    text = condense_messages("那它的硬限制呢？", HISTORY)[-1][1]
-    assert "软限制是 90 秒" in text
-    assert "那它的硬限制呢？" in text
+def test_a_passage_tells_its_document_and_place() -> None:
+    head = answer_messages("What?", [passage("甲", "手册.pdf", 7), passage("乙", "plan.xlsx", 2, "Sheet1, row 5")])[0][
+        1
+    ]
+    assert '<document file="手册.pdf" place="page 7">\n甲\n</document>' in head
+    assert '<document file="plan.xlsx" place="Sheet1, row 5">\n乙\n</document>' in head
+
+
+CONTROL_WORDS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]", "[/INST]", "<<SYS>>", "</s>", "<start_of_turn>")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*CONTROL_WORDS, "</document>", "<document>", '"', "\n", "\u200b"]), st.text(max_size=5)
+        )
+    )
+)
+def test_a_document_cannot_leave_its_marks(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    head = answer_messages("What?", [passage(text, filename=text, label=text)])[0][1].removeprefix(RULES["en"])
+    assert head.count("<document ") == head.count("</document>") == 1
+    assert head.endswith("\n</document>")
+    assert not any(word in head for word in CONTROL_WORDS)
+    assert head.count('"') - text.count('"') <= 4  # the name and the place bring none of their own
+    assert "\u200b" not in head
 
 
 @pytest.mark.parametrize(
-    ("reply", "expected"),
+    "text", ["a < b and b > c", "x |> f <| y", "[1] 见第 3 章", "<p>hello</p>", "if (a<b) { return a>>1; }"]
+)
+def test_ordinary_text_is_read_nearly_as_it_stands(text: str) -> None:
+    assert neutral(text).replace(" ", "") == text.replace(" ", "")
+
+
+@given(st.text(max_size=300))
+def test_a_name_is_one_short_line(text: str) -> None:
+    shown = name(text)
+    assert len(shown) <= 80
+    assert not set(shown) & set('\n\r<>"')
+
+
+# What a message asks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "questions"),
     [
-        ("租约的硬限制是多久？", "租约的硬限制是多久？"),
-        ("改写：租约的硬限制是多久？\n解释：……", "租约的硬限制是多久？"),
-        ("“租约的硬限制是多久？”", "租约的硬限制是多久？"),
-        ("硬限制是 2 小时。", "租约的软限制是多久？ 那它的硬限制呢？"),
-        ("", "租约的软限制是多久？ 那它的硬限制呢？"),
-        ("问" * 500 + "？", "租约的软限制是多久？ 那它的硬限制呢？"),
+        ("租约的软限制是多久？数据块有多大？", ["租约的软限制是多久？", "数据块有多大？"]),
+        ("How long is a lease? How large is a block?", ["How long is a lease?", "How large is a block?"]),
+        ("1. 租约多久？\n2. 数据块多大？", ["租约多久？", "数据块多大？"]),
+        ("- How long is a lease?\n- How large is a block?", ["How long is a lease?", "How large is a block?"]),
+        ("租约的软限制和硬限制分别是多久？", None),
+        ("What is a lease", None),
+        ("I have the H2 with firmware 3. How do I reset it? How long does the battery last?", None),
+        ("真的吗？？", None),
+        ("", None),
+        ("a1？" * (MAX_PARTS + 1), None),
     ],
 )
-def test_only_a_question_is_accepted_as_standalone(reply: str, expected: str) -> None:
-    assert accept_condensed(reply, "那它的硬限制呢？", HISTORY) == expected
+def test_the_questions_of_a_message(message: str, questions: list[str] | None) -> None:
+    assert parts(message) == (questions or [message])
 
 
-@given(st.text(max_size=200))
-def test_accepting_a_reply_never_fails_and_never_gives_nothing(reply: str) -> None:
-    assert accept_condensed(reply, "那它呢？", HISTORY).strip()
+@given(st.text(alphabet="ab租约？?。.\n 1、", max_size=60))
+def test_parts_lose_no_question(message: str) -> None:
+    found = parts(message)
+    assert 1 <= len(found) <= MAX_PARTS
+    assert all(part in message for part in found)
+
+
+@pytest.mark.parametrize(
+    ("part", "does"),
+    [
+        ("数据块有多大？", False),
+        ("它有多大？", True),
+        ("那硬限制呢？", True),
+        ("How large is a block?", False),
+        ("And why?", True),
+    ],
+)
+def test_a_part_that_leans_on_the_one_before(part: str, does: bool) -> None:
+    assert leaning(["租约的软限制是多久？", part], 1) is does
+    assert not leaning([part, "租约的软限制是多久？"], 0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "hello",
+        "Hello!",
+        "你好",
+        "您好！",
+        "thanks",
+        "Thank you very much.",
+        "谢谢",
+        "謝謝你",
+        "你好，谢谢！",
+        "bye",
+        "👋 hi",
+        "你是谁？",
+    ],
+)
+def test_small_talk_gets_a_reply(message: str) -> None:
+    for language in ("zh", "en"):
+        assert small_talk(message, language)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "你好，租约是多久？",
+        "thanks, and the hard limit?",
+        "hello world program",
+        "谢谢这个词怎么写",
+        "what",
+        "",
+        "😀",
+        "hi" * 40,
+    ],
+)
+def test_a_question_is_no_small_talk(message: str) -> None:
+    assert small_talk(message, "en") is None
+
+
+# Documents that disagree ---------------------------------------------------------------------------------------------
+
+OLD = "The filter of the pump must be replaced every 6 months. It is grey."
+NEW = "The filter of the pump must be replaced every 9 months. It is grey."
+
+
+def test_two_editions_that_differ_in_a_figure_disagree() -> None:
+    found = conflict(
+        "How often must the pump filter be replaced?", [passage(OLD, "2019.pdf"), passage(NEW, "2023.pdf")]
+    )
+    assert found
+    assert {s.quote for s in found} == {OLD[:55], NEW[:55]}
+    assert untold("Every 9 months.", found)
+    assert not untold("Every 6 months in 2019.pdf, every 9 months in 2023.pdf.", found)
+    line = disagreement(*((s.passage.filename, s.quote) for s in found), "en")
+    assert "2019.pdf" in line
+    assert "9 months" in line
+
+
+@pytest.mark.parametrize(
+    ("question", "one", "other"),
+    [
+        ("How often must the pump filter be replaced?", (OLD, "a.pdf"), (NEW, "a.pdf")),  # one document
+        (
+            "What colour is the filter of the pump?",
+            (OLD, "a.pdf"),
+            ("The filter of the pump is green.", "b.pdf"),
+        ),  # no figure
+        (
+            "How long does the battery of the H2 last?",
+            ("The battery of the H2 lasts 26 months.", "a"),
+            ("The battery of the X9 lasts 12 months.", "b"),
+        ),
+        (
+            "What is the limit in version 2.1?",
+            ("In version 2.1 the limit is 30 MB.", "a"),
+            ("In version 2.0 the limit is 20 MB.", "b"),
+        ),
+        ("冷库的温度是多少？", ("冷库的温度是零下 18 度。", "a"), ("冷库的温度是零下 18 度，每 2 小时记录一次。", "b")),
+        ("Who sings?", (OLD, "a.pdf"), (NEW, "b.pdf")),
+    ],
+)
+def test_what_is_no_disagreement(question: str, one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert conflict(question, [passage(*one), passage(*other)]) is None
