@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services import watch
 from services.client import PATIENCE, RagClient, ServiceError
-from services.commands import documents, ingest, upkeep
+from services.commands import calibrate, documents, evaluate, ingest, upkeep
 from services.commands.ask import ask, search
 from services.commands.output import UsageError, console, errors, safe
 from services.supervisor import Pair, PairError
@@ -121,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("file", type=Path, metavar="FILE.tar")
     restore.add_argument("--no-wait", action="store_true", help="do not wait until they are indexed")
 
+    _add_evaluation(command)
+
     models = commands.add_parser("models", help="weights in the local cache")
     pulls = models.add_subparsers(dest="action", required=True)
     pull = pulls.add_parser("pull", help="fetch and check weights ahead of time")
@@ -157,6 +159,68 @@ def _add_sending(command: Callable[[str, Command, str, str | None], argparse.Arg
     follows.add_argument(
         "--allow-empty", action="store_true", help="an empty folder is meant: its documents are deleted"
     )
+
+
+def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
+    measures = command("eval", evaluate.run, "measure search and answers on a set of questions", "")
+    measures.add_argument(
+        "sets", nargs="*", type=Path, metavar="SET", help="a SQuAD-style file, or a list of questions"
+    )
+    measures.add_argument(
+        "--mode", type=evaluate.modes, default="hybrid,dense,lexical", help="searches to measure (hybrid,dense,lexical)"
+    )
+    measures.add_argument(
+        "--collection", help="where the documents are, or go ('default', or a fresh one for a set that brings its own)"
+    )
+    measures.add_argument("--k", type=_number(1, 100), default=20, metavar="N", help="passages of a search (20)")
+    for name, default, help in (
+        ("questions", None, "searched for: a sample (all)"),
+        ("answers", 20, "of these asked in full; 0 measures search alone (20)"),
+        ("unanswerable", 10, "more, asked with their own document left out (10)"),
+        ("seed", 0, "another one draws another sample (0)"),
+    ):
+        low = 1 if name == "questions" else 0
+        measures.add_argument(f"--{name}", type=_number(low, 1_000_000), default=default, metavar="N", help=help)
+    measures.add_argument(
+        "--keep", action="store_true", help="leave the set's documents in the service for the next run"
+    )
+    measures.add_argument(
+        "--output", type=Path, metavar="DIR", help="results and report; a run that was cut short goes on"
+    )
+    measures.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results.json, or their folders, instead of a run"
+    )
+
+    fits = command(
+        "calibrate", calibrate.run, "fit ranking and refusal to an embedding model, or to your questions", ""
+    )
+    fits.add_argument("sets", nargs="*", type=Path, metavar="SET", help="a SQuAD-style file, or a list of questions")
+    fits.add_argument(
+        "--collection", help="where the documents are, or go ('default', or a fresh one for a set that brings its own)"
+    )
+    fits.add_argument(
+        "--questions", type=_number(1, 5000), default=400, metavar="N", help="of each set: a sample (400)"
+    )
+    fits.add_argument(
+        "--false-refusals",
+        type=_number(0, 50),
+        default=5,
+        metavar="PERCENT",
+        help="the threshold to tell refuses so many of the questions that have an answer (5)",
+    )
+    fits.add_argument("--dry-run", action="store_true", help="measure, and change nothing")
+    fits.add_argument("--keep", action="store_true", help="leave the sets' documents in the service for the next run")
+    fits.add_argument("--show", action="store_true", help="which calibration is used")
+    fits.add_argument("--reset", action="store_true", help="back to the one that comes with docduet")
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:,} to {high:,}")
+        return int(text)
+
+    return number
 
 
 def _add_password(parser: argparse.ArgumentParser) -> None:

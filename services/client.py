@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
@@ -128,6 +128,20 @@ class RagClient:
             return response.status_code == 200, str(response.json().get("reason", ""))
         except (httpx.HTTPError, ValueError) as error:
             return False, f"{self.url} cannot be reached: {error}"
+
+    def about(self) -> dict[str, str]:
+        """``{"service", "model", "embedder"}``: its version, the model's name ("" while it is not ready), the embedder's
+        fingerprint."""
+        try:
+            version = str(self._json("GET", "/openapi.json")["info"]["version"])
+            embedder = str(self.index()["fingerprint"])
+        except (KeyError, TypeError) as error:
+            raise self._stranger(f"{error} is missing from its description") from error
+        with self._answered():
+            ready = self._http.get("/ready")
+        with contextlib.suppress(ValueError, AttributeError):
+            return {"service": version, "model": str(ready.json().get("model") or ""), "embedder": embedder}
+        return {"service": version, "model": "", "embedder": embedder}
 
     # documents
 
@@ -281,6 +295,24 @@ class RagClient:
         with path.open("rb") as file:
             headers = {"Content-Type": "application/x-tar"}
             return self._json("POST", "/restore", content=_Counted(file, path, sent), headers=headers)
+
+    # the calibration
+
+    def calibration(self, *, reset: bool = False) -> dict[str, Any]:
+        """``{"source", "fingerprint", "threshold", "weights"}``; with ``reset`` back to the shipped one."""
+        return self._json("DELETE" if reset else "GET", "/calibration")
+
+    def calibrate(
+        self, sets: Sequence[Mapping[str, Any]], false_refusals: float, *, keep: bool = True
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(``progress``, ``{"done", "total"}``) after each question, and at the end (``result``, what was fitted)."""
+        body = {"sets": list(sets), "false_refusals": false_refusals, "keep": keep}
+        for event, data in self._events(
+            "POST", "/calibration", json=body, timeout=httpx.Timeout(4 * _PING, connect=5.0)
+        ):
+            if event == "error":
+                raise ServiceError(str(data.get("error", {}).get("message") or "the service failed"))
+            yield event, data
 
     # questions
 

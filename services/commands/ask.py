@@ -17,17 +17,20 @@ def ask(arguments: argparse.Namespace, client: RagClient) -> int:
 def print_answer(client: RagClient, question: str, collection: str, out: Console) -> bool:
     """Print the answer as it streams, then its citations; returns whether the documents held one."""
     citations: list[dict[str, object]] = []
-    answerable = False
+    answerable = unsupported = False
     for chunk in client.ask(question, collection=collection):
         if text := chunk.get("answer"):
             out.print("\n".join(map(printable, text.split("\n"))), end="", markup=False)
             out.file.flush()
         answerable = chunk.get("answerable", answerable)
         citations += chunk.get("citations", [])
+        unsupported = unsupported or bool(chunk.get("unsupported"))
     out.print()
     for c in citations:
         line = f"  [{c['index']}] {c['filename']}, {_place(c)}: {c['quote']}"
         out.print(printable(line), style="dim", markup=False)
+    if unsupported:
+        out.print("  [?] nothing in the documents bears this out", style="dim", markup=False)
     return answerable
 
 

@@ -14,14 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from services.rag.chain import Chain, Options
+from services.rag.chain import Chain
+from services.rag.chat import ChatInput
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION, Settings
 from services.rag.embeddings import Embedder
 from services.rag.errors import RagError, error_body
 from services.rag.langserve_routes import langserve_router
 from services.rag.middleware import BodyLimit, Drain, KeyGuard, RequestLog
+from services.rag.protocol import Options, RagInput
 from services.rag.retrieval import Mode
-from services.rag.routes import documents, index, jobs
+from services.rag.routes import calibration, documents, index, jobs, pages, sessions
 from services.rag.service import Service
 
 log = logging.getLogger("docduet.rag")
@@ -40,6 +42,12 @@ class SearchRequest(BaseModel):
     mode: Mode = "hybrid"
 
 
+class PlaceOut(BaseModel):
+    document_id: str
+    filename: str
+    page: int
+
+
 class PassageOut(BaseModel):
     document_id: str
     filename: str
@@ -48,6 +56,7 @@ class PassageOut(BaseModel):
     start: int = Field(description="Offset of the text in the page, in code points.")
     text: str
     score: float
+    also: list[PlaceOut] = Field(description="Where the same text stands too.")
 
 
 class SearchResult(BaseModel):
@@ -88,9 +97,9 @@ def create_app(settings: Settings, load_embedder: Callable[[str], Embedder]) -> 
     _add_errors(app)
     _add_operations(app, service)
     _add_search(app, service)
-    for routes in (documents, jobs, index):
+    for routes in (documents, pages, jobs, index, calibration, sessions):
         app.include_router(routes.router(service))
-    rag = Chain(lambda: service.retriever, service.model, settings, service.metrics).build()
+    rag = Chain(lambda: service.retriever, service.model, settings, service.metrics, service.sessions).build()
     app.include_router(langserve_router(rag))
 
     keys = [key.get_secret_value() for key in settings.api_keys]
@@ -134,11 +143,13 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ValidationError)
     async def bad_option(request: Request, error: ValidationError) -> JSONResponse:
-        # LangServe checks only the types of `config.configurable`; the bounds are those of the chain's own model.
-        if error.title != Options.__name__:
+        # LangServe checks only the types of `config.configurable`; the bounds are those of the chain's own model. The inputs
+        # of a batch it checks where it expects no error.
+        inputs = error.title in (RagInput.__name__, ChatInput.__name__)
+        if not inputs and error.title != Options.__name__:
             raise error
         first = error.errors()[0]
-        where = f"config.configurable.{first['loc'][0]}"
+        where = ".".join(("inputs" if inputs else "config.configurable", *map(str, first["loc"][:1])))
         return _error(400, f"{where}: {first['msg']}", param=where)
 
     @app.exception_handler(StarletteHTTPException)
@@ -183,6 +194,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
                 reasons["chroma"] = f"the vector store does not answer: {error}"
         try:
             await service.model.ready()
+            model = await service.model.model_name()
         except RagError as error:
             reasons["model"] = error.message
         if getattr(app.state, "gate", None) and app.state.gate.draining:
@@ -190,7 +202,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         if reasons:
             response.status_code = 503
             return {"status": "not ready", "reason": "; ".join(reasons.values()), "reasons": reasons}
-        return {"status": "ready"}
+        return {"status": "ready", "model": model}
 
     @app.get("/metrics", tags=["operations"])
     async def metrics() -> Response:
@@ -210,15 +222,16 @@ def _add_search(app: FastAPI, service: Service) -> None:
         return SearchResult(
             passages=[
                 PassageOut(
-                    document_id=f.document.id,
-                    filename=f.document.filename,
-                    page=f.chunk.page,
-                    label=f.label,
-                    start=f.chunk.start,
-                    text=f.chunk.text,
-                    score=f.score,
+                    document_id=p.document_id,
+                    filename=p.filename,
+                    page=p.page,
+                    label=p.label,
+                    start=p.start,
+                    text=p.text,
+                    score=p.score,
+                    also=[PlaceOut(document_id=a.document_id, filename=a.filename, page=a.page) for a in p.also],
                 )
-                for f in found
+                for p in found
             ]
         )
 

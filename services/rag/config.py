@@ -29,6 +29,7 @@ class Settings(BaseSettings):
 
     embedding_model: str = Field(default="infgrad/stella-base-zh", min_length=1)
     embedding_device: str = "cpu"
+    reranker_model: str = ""
     chroma_url: HttpUrl | None = None
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -43,10 +44,17 @@ class Settings(BaseSettings):
     read_seconds: float = Field(default=1800.0, gt=0)
     read_memory_mb: int = Field(default=2048, ge=256)
 
+    notes: Literal["off", "on"] = "off"
+
     k: int = Field(default=4, ge=1, le=20)
     max_tokens: int = Field(default=512, ge=16, le=4096)
-    refusal_threshold: float = Field(default=0.13, ge=0.0, le=1.0)
+    passage_tokens: int = Field(default=1000, ge=128, le=200_000)
+    refusal_threshold: float = Field(default=0.23, ge=0.0, le=1.0)
     drain_seconds: float = Field(default=30.0, ge=0)
+
+    session_minutes: float = Field(default=60.0, gt=0, le=10_080)
+    sessions: int = Field(default=1000, ge=1, le=100_000)
+    session_turns: int = Field(default=20, ge=1, le=100)
 
     @field_validator("api_keys", mode="before")
     @classmethod

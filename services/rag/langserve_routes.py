@@ -20,7 +20,7 @@ from langchain_core.runnables import Runnable
 from langserve import add_routes
 from sse_starlette import EventSourceResponse
 
-from services.rag.chain import chat_chain
+from services.rag.chat import chat_chain
 from services.rag.errors import RagError
 
 _PLAYGROUND_SCRIPT = "/playground.js"

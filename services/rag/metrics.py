@@ -22,6 +22,9 @@ class Metrics:
             registry=self.registry,
         )
         self.documents = Gauge("docduet_rag_documents", "Documents by status", ["status"], registry=self.registry)
+        self.notes = Counter(
+            "docduet_rag_notes", "Chunks that came to a note, by what became of it", ["result"], registry=self.registry
+        )
         self.jobs = Counter("docduet_rag_jobs", "Jobs that ended", ["state"], registry=self.registry)
 
     @contextmanager

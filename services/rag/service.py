@@ -8,6 +8,7 @@ from pathlib import Path
 
 import filelock
 
+from services.rag.calibration import Calibrations
 from services.rag.config import Settings
 from services.rag.documents import ocr
 from services.rag.documents.jobs import READER, JobRunner
@@ -17,7 +18,11 @@ from services.rag.errors import NotReady, StartupError
 from services.rag.library import Library
 from services.rag.metrics import Metrics
 from services.rag.model_client import ModelClient
+from services.rag.note_maker import NoteMaker
+from services.rag.page_image import PageImages
+from services.rag.reranker import load_reranker
 from services.rag.retrieval import Retriever
+from services.rag.sessions import Sessions
 from services.rag.store.catalog import Catalog
 from services.rag.store.index import Indexes
 from services.rag.store.records import Job
@@ -43,8 +48,13 @@ class Service:
         self.ocr = settings.ocr != "off" and ocr.available()
         self._lock = _lock(settings.data_dir)
         self.catalog = Catalog(settings.data_dir)
+        self.catalog.notes_wanted = settings.notes == "on"
+        self.calibrations = Calibrations(settings.data_dir)
         self.metrics = Metrics()
         self.model = ModelClient(settings)
+        self.sessions = Sessions(
+            minutes=settings.session_minutes, sessions=settings.sessions, turns=settings.session_turns
+        )
         self._limits = Limits(
             page_seconds=settings.read_page_seconds,
             file_seconds=settings.read_seconds,
@@ -57,14 +67,16 @@ class Service:
             reader=f"{READER}{'+ocr' if self.ocr else ''}",
             jobs=lambda: self._jobs,
         )
+        self.images = PageImages(self.catalog, self._limits)
         self._retriever: Retriever | None = None
         self._jobs: JobRunner | None = None
+        self._notes: NoteMaker | None = None
         self._indexes: Indexes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
 
     async def open(self) -> None:
-        """Load the embedder, open the indexes and start taking jobs.
+        """Load the embedder and the reranker, open the indexes and start taking jobs.
 
         Raises:
             StartupError: with the setting to change.
@@ -75,6 +87,7 @@ class Service:
     def _open(self) -> None:
         settings = self.settings
         embedder = self._load_embedder(settings.embedding_model)
+        reranker = load_reranker(settings)
         chroma = Indexes.open_chroma(settings.data_dir, str(settings.chroma_url) if settings.chroma_url else None)
         indexes = Indexes(self.catalog, chroma, embedder, self._old_embedder(embedder))
         jobs = JobRunner(
@@ -82,9 +95,12 @@ class Service:
         )
         jobs.on_change = self._job_changed
         self._indexes = indexes
-        self._retriever = Retriever(self.catalog, indexes)
+        self._retriever = Retriever(self.catalog, indexes, self.calibrations, reranker)
         self._jobs = jobs
         jobs.start()
+        assert self._loop is not None
+        self._notes = NoteMaker(self.catalog, self.model, self._loop, jobs.writer.noted, self._note_counted)
+        self._notes.start()
 
     def _old_embedder(self, embedder: Embedder) -> Embedder | None:
         """The one that made the present index, where that was another: it answers questions until the new index is made."""
@@ -101,9 +117,12 @@ class Service:
         return old if old.fingerprint == row.fingerprint else None
 
     def close(self) -> None:
+        if self._notes:
+            self._notes.stop()
         if self._jobs:
             self._jobs.stop()
         self.library.close()
+        self.images.close()
         if self._retriever:
             self._retriever.close()
         if self._indexes:
@@ -126,6 +145,18 @@ class Service:
         if self._jobs is None:
             raise NotReady(_STARTING, retry_after=2)
         return self._jobs
+
+    def choose_notes(self, document_id: str, wanted: bool) -> None:
+        """Whether this document has notes, whatever RAG_NOTES says."""
+        self.catalog.choose_notes(document_id, wanted)
+        if self._notes and self._jobs:
+            self._jobs.writer.noted(document_id)
+            self._notes.wake()
+
+    @property
+    def notes_error(self) -> str | None:
+        """Why notes wait, if they do."""
+        return self._notes.error if self._notes else None
 
     @property
     def indexes(self) -> Indexes:
@@ -151,8 +182,13 @@ class Service:
     def _job_changed(self, job_id: str) -> None:
         if (job := self.catalog.job(job_id)).done:
             self.metrics.jobs.labels(state=job.state).inc()
+            if self._notes:
+                self._notes.wake()
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.announce)
+
+    def _note_counted(self, result: str) -> None:
+        self.metrics.notes.labels(result=result).inc()
 
     def announce(self) -> None:
         """A job changed; called in the event loop."""

@@ -163,9 +163,18 @@ def test_the_chat_playground_answers_with_its_source(pair: Pair, tmp_path: Path)
     with visit(pair.rag.url + "/chat/playground/") as seen:
         page = seen.page
         say(page, QUESTION)
-        page.wait_for_function("() => document.body.innerText.includes('manual.pdf, p. 1')", timeout=60_000)
-        assert "lease 8 is 90 seconds." in page.inner_text("body")
+        page.wait_for_function("() => document.body.innerText.includes('lease 8 is 90 seconds.[8]')", timeout=60_000)
+        links = page.get_by_role("navigation", name="Sources").get_by_role("link")
+        links.nth(7).wait_for()
+        assert links.count() == 8
         page.screenshot(path=str(tmp_path / "chat.png"), full_page=True)
+        # A click shows the page, with the quote marked.
+        with page.context.expect_page() as opened:
+            links.nth(7).click()
+        opened.value.wait_for_load_state()
+        shown = httpx.get(opened.value.url)
+        assert shown.headers["content-type"] == "image/png"
+        assert shown.headers["x-docduet-highlight"] == "exact"
     assert (seen.left, seen.errors) == ([], [])
 
 

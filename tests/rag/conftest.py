@@ -21,8 +21,13 @@ RULES: list[dict[str, Any]] = [
         "match": "^What is the soft limit",
         "reply": "The soft limit of a lease is 90 seconds. It is renewed every 20 seconds.",
     },
+    {
+        "match": "^What is the hard limit of a lease, and",
+        "reply": "The soft limit of a lease is 90 seconds [1]. The hard limit of a lease is 7 hours. [9] "
+        "The hard limit of a lease is 2 hours.",
+    },
     {"match": "wrong number", "reply": "The hard limit of a lease is 7 hours [1]."},
-    {"match": "does not know", "reply": "I don't know."},
+    {"match": "does not know|lease unknown", "reply": "I don't know."},
     {"match": "望远镜", "reply": "我不知道。"},
     {"match": "slow lease", "reply": "The soft limit of a lease is 90 seconds. ", "repeat": True, "token_delay_ms": 20},
     {"match": "lease that breaks", "reply": "The soft limit of a lease", "fail_after": 3},

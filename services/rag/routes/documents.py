@@ -1,6 +1,6 @@
 """Documents, their trash, and collections over HTTP: a thin layer over the library."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, UploadFile
@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from services.rag.config import COLLECTION_PATTERN, DEFAULT_COLLECTION
 from services.rag.documents.detect import FORMATS
 from services.rag.service import Service
+from services.rag.store.notes import NoteCount
 from services.rag.store.records import Collection, Document, PageReport
 from services.rag.uploads import checked_metadata, checked_name
 
@@ -22,6 +23,13 @@ class PageReportOut(BaseModel):
     page: int = Field(description="1-based.")
     failed: bool = Field(description="Whether the page cannot be searched; otherwise something was left out of it.")
     message: str
+
+
+class NotesOut(BaseModel):
+    done: int = Field(description="Chunks that the model was asked about.")
+    total: int
+    kept: int = Field(description="Chunks with a note; the model's word on the others was of no use.")
+    error: str | None = Field(description="Why the rest waits, if it does; the document is searched meanwhile.")
 
 
 class DocumentOut(BaseModel):
@@ -38,6 +46,7 @@ class DocumentOut(BaseModel):
     failed_pages: list[int]
     page_reports: list[PageReportOut]
     metadata: dict[str, str | int | float | bool]
+    notes: NotesOut | None = Field(description="Null where none are made.")
     created_at: float
     indexed_at: float | None
     deleted_at: float | None
@@ -85,14 +94,6 @@ class CollectionOut(BaseModel):
     created_at: float
 
 
-class PageOut(BaseModel):
-    document_id: str
-    page: int
-    label: str
-    method: str = Field(description="text, or ocr")
-    text: str
-
-
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
     _add_documents(routes, service)
@@ -111,6 +112,9 @@ def _add_documents(routes: APIRouter, service: Service) -> None:
         metadata: Annotated[str | None, Form(description="A flat JSON object; its fields can be filtered by.")] = None,
         password: Annotated[str | None, Form(description="Opens an encrypted file.")] = None,
         replace: Annotated[str | None, Form(description="Id of the document that this one takes the place of.")] = None,
+        notes: Annotated[
+            Literal["on", "off"] | None, Form(description="Whether the model writes notes; else RAG_NOTES says.")
+        ] = None,
     ) -> AcceptedOut:
         """Accept a document; its job tells when it can be searched. The same content again is the same document; another
         content under the same name takes its place once it is indexed."""
@@ -124,6 +128,10 @@ def _add_documents(routes: APIRouter, service: Service) -> None:
             password=password or None,
             replace=replace or None,
         )
+        if notes is not None:
+            for item in taken:
+                if item.document:
+                    await run_in_threadpool(service.choose_notes, item.document.id, notes == "on")
         members = [
             MemberOut(
                 filename=item.filename,
@@ -171,13 +179,6 @@ def _add_documents(routes: APIRouter, service: Service) -> None:
             "Content-Security-Policy": "sandbox",
         }
         return FileResponse(catalog.file_path(found), media_type=media_type, headers=headers)
-
-    @routes.get("/documents/{document_id}/pages/{page}", tags=["documents"])
-    def page(document_id: str, page: int) -> PageOut:
-        """The text of one page (1-based); a citation's offsets refer to it."""
-        found = catalog.document(document_id)
-        text = catalog.page(found.id, page)
-        return PageOut(document_id=found.id, page=page, label=text.label, method=text.method, text=text.text)
 
 
 def _add_trash(routes: APIRouter, service: Service) -> None:
@@ -228,12 +229,23 @@ def _add_collections(routes: APIRouter, service: Service) -> None:
 
 
 def _out(service: Service, documents: list[Document]) -> Documents:
-    reports = service.catalog.page_reports([d.id for d in documents])
-    return Documents(documents=[_document(d, reports.get(d.id, [])) for d in documents])
+    ids = [d.id for d in documents]
+    reports, counts = service.catalog.page_reports(ids), service.catalog.note_counts(ids)
+    return Documents(
+        documents=[_document(d, reports.get(d.id, []), _notes(service, counts.get(d.id))) for d in documents]
+    )
 
 
-def _document(document: Document, reports: list[PageReport]) -> DocumentOut:
+def _notes(service: Service, count: NoteCount | None) -> NotesOut | None:
+    if count is None:
+        return None
+    waiting = count.done < count.total
+    return NotesOut.model_validate(vars(count) | {"error": service.notes_error if waiting else None})
+
+
+def _document(document: Document, reports: list[PageReport], notes: NotesOut | None) -> DocumentOut:
     values = vars(document) | {
+        "notes": notes,
         "failed_pages": sorted({r.page for r in reports if r.failed}),
         "page_reports": [vars(r) for r in reports],
     }

@@ -1,5 +1,6 @@
 // Runs before LangServe's own script in its pages (/rag/playground, /chat/playground), which as released
 //   - print a streamed dictionary as one JSON object a token: here it becomes the answer, then its sources;
+//   - know nothing of citations: here a list of links shows the pages, with what was quoted marked;
 //   - say nothing when a request fails, before or in the middle of the stream: here the reason is shown;
 //   - draw earlier turns as nested lists that cannot be filled in: here they are fields, one pair a turn;
 //   - send a message when Enter only ends the composing of a Chinese word.
@@ -8,6 +9,7 @@
   "use strict";
   const original = window.fetch;
   let notice = null;
+  let sources = null;
 
   if (window.INPUT_SCHEMA) drawable(window.INPUT_SCHEMA);
 
@@ -19,6 +21,8 @@
     }
     if (!url.pathname.endsWith("/stream_log")) return original(target, init);
     notice?.remove();
+    sources?.remove();
+    sources = null;
     let response;
     try {
       response = await original(target, init);
@@ -33,7 +37,7 @@
       throw new Error(reason(text) ?? text);
     }
     const { status, headers } = response;
-    return new Response(readable(response.body, question(init)), { status, headers });
+    return new Response(readable(response.body, { question: question(init), cited: new Map() }), { status, headers });
   };
 
   // The form knows a pair only as JSON Schema wrote it before 2020, and its widget by `extra`.
@@ -89,16 +93,47 @@
     if (!lines.some((line) => /^event: ?data$/.test(line))) return event;
     const { ops, ...others } = JSON.parse(data);
     for (const op of ops) {
+      if (op.path.endsWith("/streamed_output/-")) op.value?.citations?.forEach?.((c) => asked.cited.set(c.index, c));
       if (op.path === "/streamed_output/-" && typeof op.value === "object") op.value = asText(op.value, asked);
     }
+    if (asked.cited.size > (sources?.shown ?? 0)) list([...asked.cited.values()]);
     return `event: data\ndata: ${JSON.stringify({ ...others, ops })}`;
   }
 
-  // A chunk of the output as a person reads it.
-  function asText({ standalone_question: standalone, answer = "", citations = [] }, asked) {
-    const understood = standalone && asked && standalone !== asked ? `→ ${standalone}\n\n` : "";
-    const sources = citations.map((c) => `\n[${c.index}] ${c.filename}, p. ${c.page}: “${c.quote.trim()}”`);
-    return understood + answer + (sources.length ? `\n${sources.join("")}` : "");
+  // A chunk of the output as a person reads it; the sources come last, with the chunk that ends the answer.
+  function asText({ standalone_question: standalone, answer = "", answerable }, { question, cited }) {
+    const understood = standalone && question && standalone !== question ? `→ ${standalone}\n\n` : "";
+    if (answerable === undefined || !cited.size) return understood + answer;
+    const lines = [...cited.values()].map((c) => `\n[${c.index}] ${c.filename}, ${place(c)}: “${c.quote.trim()}”`);
+    return `${understood}${answer}\n${lines.join("")}`;
+  }
+
+  function place(citation) {
+    return citation.label || `p. ${citation.page}`;
+  }
+
+  // Links to the pages. The picture is asked for first; a format that has none is shown as its text.
+  function list(citations) {
+    sources?.remove();
+    sources = document.createElement("nav");
+    sources.setAttribute("aria-label", "Sources");
+    sources.shown = citations.length;
+    for (const c of citations) {
+      const link = document.createElement("a");
+      const page = `/documents/${encodeURIComponent(c.document_id)}/pages/${c.page}`;
+      const pictured = /\.(pdf|png|jpe?g|tiff?|webp|bmp|gif)$/i.test(c.filename);
+      link.href = pictured ? `${page}/image?start=${c.start}&end=${c.end}` : page;
+      link.target = "_blank";
+      link.rel = "noopener";
+      link.title = c.quote.trim();
+      link.textContent = `[${c.index}] ${c.filename}, ${place(c)}`;
+      link.style.cssText = "display:block;overflow-wrap:anywhere;color:#1d4ed8;text-decoration:underline;margin:.15rem 0";
+      sources.append(link);
+    }
+    sources.style.cssText =
+      "position:fixed;right:1rem;top:5.5rem;z-index:9;max-width:min(18rem,40vw);max-height:40vh;overflow:auto;padding:.5rem .75rem;" +
+      "border:1px solid #d0d5dd;border-radius:.75rem;background:#fff;font:.875rem system-ui,sans-serif;box-shadow:0 4px 16px #0002";
+    document.body.append(sources);
   }
 
   function question(init) {
