@@ -175,7 +175,7 @@ def _measure(
         "— embedding the question": embedder.embed_query,
         "— vectors.search": lambda q: index.vectors.search(collection, vectors[q], CANDIDATES),
         "— lexical.search": lambda q: index.lexical.search(collection, q, CANDIDATES),
-        "— lexical.scores of 80": lambda q: index.lexical.scores(collection, q, held),
+        "— lexical.texts of 80": lambda q: index.lexical.texts(collection, held),
         "— vectors.vectors of 80": lambda q: index.vectors.vectors(collection, held),
         "— catalog.visible_chunks of 80": lambda q: catalog.visible_chunks(held),
     }

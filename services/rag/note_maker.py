@@ -154,7 +154,8 @@ class NoteMaker:
         if self._stopping.is_set():
             coroutine.close()
             raise Interrupted
-        call = self._call = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        call: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._call = call
         if self._stopping.is_set():
             call.cancel()
         try:

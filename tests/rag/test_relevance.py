@@ -218,8 +218,8 @@ def test_a_fit_finds_the_weights_that_made_the_data() -> None:
     assert found.words.weights[0] == 0.0
 
 
-def test_what_the_questions_do_not_tell_stays() -> None:
-    """No passage was in another language: how such are judged is not forgotten."""
+def test_weights_that_the_questions_do_not_tell_stay() -> None:
+    """No passage was in another language: the weights of such are not forgotten."""
     base = CALIBRATIONS["embedded"]
     found = fit([flat(planted(300, (1.5, 2.0, 0.5, 1.0, 0.0, 0.0), 1))], base).hybrid
     kept = np.array(found.weights[4:]) / np.array(base.hybrid.weights[4:])
@@ -249,7 +249,7 @@ def test_a_fit_of_one_that_stands_far_out_of_a_tight_field_does_not_run_away() -
     assert np.mean(right) > 0.6
 
 
-def test_what_the_questions_do_not_tell_stays() -> None:
+def test_how_passages_in_another_language_are_judged_stays() -> None:
     base = replace(DEFAULT, hybrid=replace(DEFAULT.hybrid, foreign_slope=1.25, foreign_intercept=-3.5))
     found = fit([flat(planted(100, (1.0,) * 6, 4))], base)
     assert (found.hybrid.foreign_slope, found.hybrid.foreign_intercept) == (1.25, -3.5)

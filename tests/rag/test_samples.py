@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "samples"
 PDFS = {"zh": "qingshi-storage-handbook.zh.pdf", "en": "harrow-h2-manual.en.pdf"}
 QUESTIONS: list[dict[str, Any]] = json.loads((SAMPLES / "questions.json").read_text(encoding="utf-8"))
+LAY: list[dict[str, Any]] = json.loads((SAMPLES / "questions-lay.json").read_text(encoding="utf-8"))
 ANSWERABLE = [question for question in QUESTIONS if question["answerable"]]
 CJK = "[一-鿿，。；：（）“”]"
 
@@ -42,6 +43,13 @@ def pages_with(answer: str, document: str) -> list[int]:
 @pytest.mark.parametrize("question", ANSWERABLE, ids=lambda question: question["id"])
 def test_answer_is_on_its_page_and_on_no_other(question: dict[str, Any]) -> None:
     assert pages_with(question["answer"], question["document"]) == [question["page"]]
+
+
+@pytest.mark.parametrize("question", LAY, ids=lambda question: question["id"])
+def test_a_question_in_lay_words_has_its_answer_on_its_page_and_hardly_a_word_of_it(question: dict[str, Any]) -> None:
+    assert question["document"] == PDFS[question["lang"]]
+    assert question["page"] in pages_with(question["answer"], question["document"])
+    assert squeeze(question["answer"]) not in squeeze(question["question"])
 
 
 def test_questions_are_complete() -> None:

@@ -1,7 +1,7 @@
 """The lexical index: BM25 over the terms of texts, in SQLite. An index of the catalog's chunks, not a source of truth.
 
 A search has two steps. FTS5 gives the rows that hold the question's rare terms, which is cheap because they are few; these
-rows, and any others that are asked for, are then scored by all terms of the question. FTS5's own ranking visits every row
+rows are then scored by all terms of the question. FTS5's own ranking visits every row
 that holds any term, which at 100,000 chunks and characters as terms is nearly all of them, and its constants are fixed.
 """
 
@@ -255,14 +255,9 @@ class LexicalIndex:
             if not statistics.weights:
                 return []
             rows = self._candidates(db, statistics, max(k, SCORED), document_ids)
-            found = statistics.score("id", rows)
+            found = statistics.score(rows)
         found = {id_: score for id_, score in found.items() if score > 0}
         return sorted(found.items(), key=lambda item: (-item[1], item[0]))[:k]
-
-    def scores(self, collection: str, query: str, chunk_ids: Sequence[str]) -> dict[str, float]:
-        """BM25 of these rows, 0 for one that holds no term of the query; only those that are here."""
-        with self._read() as db:
-            return _Statistics(db, collection, terms.query_terms(query)[:QUERY_TERMS]).score("chunk_id", chunk_ids)
 
     def texts(self, collection: str, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Of those of ``ids`` that are here, text and context as :func:`services.rag.terms.indexed` gives them."""
@@ -346,12 +341,12 @@ class _Statistics:
     def weight(self, rows: int) -> float:
         return math.log(1.0 + (self.rows - rows + 0.5) / (rows + 0.5))
 
-    def score(self, column: str, values: Sequence[object]) -> dict[str, float]:
-        """BM25 by chunk id, of the rows whose ``column`` is one of ``values``."""
+    def score(self, ids: Sequence[int]) -> dict[str, float]:
+        """BM25 by chunk id, of the rows with these ids."""
         found = self._db.execute(
-            "SELECT chunk_id, length, text, context FROM rows"  # noqa: S608
-            f" WHERE {column} IN (SELECT value FROM json_each(?)) AND collection = ?",
-            (json.dumps(list(values)), self.number),
+            "SELECT chunk_id, length, text, context FROM rows"
+            " WHERE id IN (SELECT value FROM json_each(?)) AND collection = ?",
+            (json.dumps(list(ids)), self.number),
         )
         rows = found.fetchall()
         if not rows:
