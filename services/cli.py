@@ -161,6 +161,9 @@ def _add_sending(command: Callable[[str, Command, str, str | None], argparse.Arg
     )
 
 
+_PART = "only the K-th of N parts of each set's questions, as they stand in the file (1/1); the documents stay whole"
+
+
 def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     measures = command("eval", evaluate.run, "measure search and answers on a set of questions", "")
     measures.add_argument(
@@ -181,6 +184,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     ):
         low = 1 if name == "questions" else 0
         measures.add_argument(f"--{name}", type=_number(low, 1_000_000), default=default, metavar="N", help=help)
+    measures.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help=_PART)
     measures.add_argument(
         "--keep", action="store_true", help="leave the set's documents in the service for the next run"
     )
@@ -201,6 +205,7 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     fits.add_argument(
         "--questions", type=_number(1, 5000), default=400, metavar="N", help="of each set: a sample (400)"
     )
+    fits.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help=_PART)
     fits.add_argument(
         "--false-refusals",
         type=_number(0, 50),
@@ -212,6 +217,13 @@ def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
     fits.add_argument("--keep", action="store_true", help="leave the sets' documents in the service for the next run")
     fits.add_argument("--show", action="store_true", help="which calibration is used")
     fits.add_argument("--reset", action="store_true", help="back to the one that comes with docduet")
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) <= 1000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 2/2")
+    return int(number), int(parts)
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:

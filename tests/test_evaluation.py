@@ -30,7 +30,7 @@ from services.evaluation.metrics import (
     reciprocal_rank,
     without_markers,
 )
-from services.evaluation.sets import SetError, order, read
+from services.evaluation.sets import Question, QuestionSet, SetError, order, part, read
 from tests.contract.test_boundaries import SERVICES, importers
 from tests.rag.conftest import rag_env
 from tests.support.servers import ROOT, Service, start_service
@@ -352,6 +352,19 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         read(tmp_path / "latin.json")
     with pytest.raises(SetError, match="cannot be read"):
         read(tmp_path)
+
+
+@given(st.integers(1, 40), st.integers(1, 10))
+def test_the_parts_of_a_set_are_the_set(questions: int, parts: int) -> None:
+    every = QuestionSet("set", "0", tuple(Question(str(n), f"what is {n}?") for n in range(questions)), {"a": "text"})
+    if parts > questions:
+        with pytest.raises(SetError, match="too few questions"):
+            [part(every, number, parts) for number in range(1, parts + 1)]
+        return
+    found = [part(every, number, parts) for number in range(1, parts + 1)]
+    assert tuple(q for one in found for q in one.questions) == every.questions
+    assert all(one.documents == every.documents and one.digest == every.digest for one in found)
+    assert max(sizes := [len(one.questions) for one in found]) - min(sizes) <= 1
 
 
 def test_a_larger_sample_holds_the_smaller_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from services.client import RagClient, ServiceError
 from services.commands.output import UsageError, console, count, errors, safe
 from services.evaluation import corpus
 from services.evaluation.corpus import Corpus, Pages, gold_pages
-from services.evaluation.sets import QuestionSet, SetError, order, read
+from services.evaluation.sets import QuestionSet, SetError, order, part, read
 
 
 def run(arguments: argparse.Namespace, client: RagClient) -> int:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, client: RagClient) -> int:
     if not arguments.sets:
         raise UsageError("name a question set (a SQuAD-style file, or a list of questions), --show or --reset")
     try:
-        sets = [read(path) for path in arguments.sets]
+        sets = [part(read(path), *arguments.part) for path in arguments.sets]
     except SetError as error:
         raise UsageError(str(error)) from error
     made: list[Corpus] = []

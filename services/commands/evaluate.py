@@ -22,7 +22,7 @@ from services.evaluation.journal import Journal, JournalError
 from services.evaluation.metrics import folds_traditional
 from services.evaluation.results import ResultsError, SetResult
 from services.evaluation.run import MODES, Plan, Runner, plan
-from services.evaluation.sets import QuestionSet, SetError, order, read
+from services.evaluation.sets import QuestionSet, SetError, order, part, read
 
 FOLDER = "evaluations"
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, client: RagClient) -> int:
             raise UsageError(
                 "name a question set (a SQuAD-style file, or a list of questions), or --compare A.json B.json"
             )
-        sets = [read(path) for path in arguments.sets]
+        sets = [part(read(path), *arguments.part) for path in arguments.sets]
         if len({s.name for s in sets}) < len(sets):
             raise UsageError("two of the sets have the same name: rename one file")
         with _stoppable():
@@ -178,6 +178,7 @@ class _Evaluation:
             "modes": list(a.mode),
             "k": a.k,
             "seed": a.seed,
+            "part": "/".join(map(str, a.part)),
             "traditional folded": folds_traditional(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,20 @@ def read(path: Path) -> QuestionSet:
         raise SetError(f"{path} holds no question that has a word")
     digest = hashlib.sha256(content).hexdigest()
     return QuestionSet(name, digest, tuple(_unique(asked)), documents, len(questions) - len(asked))
+
+
+def part(of: QuestionSet, number: int, parts: int) -> QuestionSet:
+    """The ``number``-th (from 1) of ``parts`` equal parts of the questions, as they stand in the file; the documents stay whole.
+
+    What was fitted on one part is judged by another.
+
+    Raises:
+        SetError: there are fewer questions than parts.
+    """
+    bounds = [len(of.questions) * n // parts for n in (number - 1, number)]
+    if bounds[0] == bounds[1]:
+        raise SetError(f"{of.name} has too few questions for part {number}/{parts}")
+    return replace(of, questions=of.questions[slice(*bounds)])
 
 
 def order(questions: Sequence[Question], seed: int) -> list[Question]:

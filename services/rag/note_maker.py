@@ -58,7 +58,8 @@ class NoteMaker:
         self._noted = noted
         self._counted = counted
         self._retry_seconds = retry_seconds
-        self._refused: set[str] = set()  # chunks that the model service does not take; asked again by the next process
+        # Chunks that the model service does not take, and why; asked again by the next process.
+        self._refused: dict[str, str] = {}
         self._error: str | None = None
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -114,8 +115,7 @@ class NoteMaker:
             return _LOOK_SECONDS
         chunks = [c for c in self._catalog.without_note(BATCH_CHUNKS + len(self._refused)) if c.id not in self._refused]
         if not chunks:
-            if not self._refused:
-                self._error = None
+            self._error = next(reversed(self._refused.values()), None)
             return None
         name = self._ask(self._model.model_name())
         reused = self._catalog.reuse_notes(chunks, name, notes.VERSION)
@@ -139,8 +139,8 @@ class NoteMaker:
             asked = self._model.complete_aside(notes.messages(chunk.text), max_tokens=notes.MAX_TOKENS)
             try:
                 note = notes.parse(self._ask(asked), chunk.text)
-            except ModelRejected:
-                self._refused.add(chunk.id)
+            except ModelRejected as error:
+                self._refused[chunk.id] = str(error)
                 raise
         self._catalog.put_note(chunk, model, notes.VERSION, note)
         self._done(chunk, "unusable" if note is None else "made")

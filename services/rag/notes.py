@@ -39,7 +39,7 @@ _PROMPT: dict[Language, str] = {
 
 _HAN = re.compile(f"[{CJK}]")
 _LABEL = re.compile(
-    r"^(?:[-*•·#>\s]|\(?\d{1,2}[.)、．:：]|[（(][一二三四1234][）)])*\s*"
+    r"^(?:[-*•·#>\s]|\(?\d{1,2}[.)、．:：](?!\d)|[（(][一二三四1234][）)])*\s*"
     r"(?:(?:第[一二三四]行|问题|问|描述|主题|摘要|说明|line|question|q|description|summary|topic)\s*[一二三四\d]{0,2}\s*[:：.、]\s*)*",
     re.IGNORECASE,
 )
@@ -64,8 +64,8 @@ def parse(reply: str, text: str) -> str | None:
     line, or are in another script than the chunk.
     """
     wide = _language(text) == "zh"
-    prompt = _shingles("".join(_PROMPT.values()))
-    source = _folded(text)
+    prompts = "".join(_PROMPT.values())
+    prompt, rules, source = _shingles(prompts), _folded(prompts), _folded(text)
     kept: list[str] = []
     seen: set[str] = set()
     for raw in reply.splitlines():
@@ -74,10 +74,12 @@ def parse(reply: str, text: str) -> str | None:
         if (
             not LINE_CHARACTERS[0] <= len(line) <= LINE_CHARACTERS[1]
             or _MARKUP.search(line)
+            or "```" in raw
             or bool(_HAN.search(line)) != wide
             or not folded
             or folded in seen
             or folded in source
+            or folded in rules
             or _repeats(line, prompt)
         ):
             continue

@@ -51,8 +51,9 @@ class Notes(Part):
         """``note`` is None where the model gave none of use: it is not asked again. A chunk that is gone has none."""
         with self._database.transaction() as db:
             db.execute(
-                "INSERT OR IGNORE INTO notes (text_sha256, model, version, note, created_at) VALUES (?, ?, ?, ?, ?)",
-                (text_sha256(chunk.text), model, version, note, time.time()),
+                "INSERT OR IGNORE INTO notes (text_sha256, model, version, note, created_at)"
+                " SELECT ?, ?, ?, ?, ? FROM chunks WHERE id = ?",
+                (text_sha256(chunk.text), model, version, note, time.time(), chunk.id),
             )
             self._link(db, chunk, model, version)
 
