@@ -34,6 +34,9 @@ QUERY_TERMS = 64
 POSTINGS, SCORED = 20_000, 300
 # A filter that leaves no more rows than this has them all scored.
 FEW_ROWS = 2000
+# In a collection of five chunks a word that two of them hold is not a common one. What a term says is judged as if a small
+# collection were filled up to this many chunks, of which an average term stands in this share.
+FILLED, USUAL_SHARE = 256, 0.01
 
 _SCHEMA = """
 CREATE TABLE collections (
@@ -269,10 +272,13 @@ class LexicalIndex:
         return {row[0]: (row[1], row[2]) for row in rows}
 
     def weights(self, collection: str, index_terms: Iterable[str]) -> dict[str, float]:
-        """What each term says in a collection: BM25's inverse document frequency, > 0; the highest where nothing holds it."""
+        """What each term says: BM25's inverse document frequency in the collection, > 0; the highest where nothing holds it.
+
+        A collection of fewer than :data:`FILLED` chunks counts as filled up with ordinary ones.
+        """
         with self._read() as db:
             statistics = _Statistics(db, collection, list(index_terms))
-        return {term: statistics.weight(statistics.frequencies.get(term, 0)) for term in statistics.terms}
+        return {term: statistics.filled_weight(term) for term in statistics.terms}
 
     @staticmethod
     def _candidates(
@@ -336,10 +342,11 @@ class _Statistics:
             (self.number, json.dumps(list(wanted))),
         )
         self.frequencies: dict[str, int] = dict(found.fetchall())
-        self.weights = {term: self.weight(self.frequencies[term]) for term in wanted if term in self.frequencies}
+        self.weights = {t: _weight(self.frequencies[t], self.rows) for t in wanted if t in self.frequencies}
 
-    def weight(self, rows: int) -> float:
-        return math.log(1.0 + (self.rows - rows + 0.5) / (rows + 0.5))
+    def filled_weight(self, term: str) -> float:
+        missing = max(FILLED - self.rows, 0)
+        return _weight(self.frequencies.get(term, 0) + USUAL_SHARE * missing, self.rows + missing)
 
     def score(self, ids: Sequence[int]) -> dict[str, float]:
         """BM25 by chunk id, of the rows with these ids."""
@@ -359,6 +366,10 @@ class _Statistics:
         weights = (K1 + 1.0) * np.array([self.weights[term] for term in wanted])
         scores = (counts / (counts + norms[:, None])) @ weights
         return {row[0]: float(score) for row, score in zip(rows, scores, strict=True)}
+
+
+def _weight(holding: float, rows: int) -> float:
+    return math.log(1.0 + (rows - holding + 0.5) / (holding + 0.5))
 
 
 def _counts(texts: Sequence[str], wanted: Sequence[str]) -> Counts:
