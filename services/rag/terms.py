@@ -116,7 +116,7 @@ def fold(text: str) -> str:
         # An accent is dropped where letter and accent are one character; kana have theirs as a difference in sound.
         text = _ACCENTED.sub(lambda match: _unaccented(match[0]), text)
         if _CJK_RUN.search(text):
-            text = _simplifier().convert(text)
+            text = _simplifier().convert(text.replace("\0", " "))  # to it a NUL ends the text
     return text
 
 

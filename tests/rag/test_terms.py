@@ -81,5 +81,10 @@ def test_broken_text_has_terms_too(text: str) -> None:
         " ".join(cut(text)).encode()
 
 
+def test_a_nul_ends_no_text() -> None:
+    assert "灯塔" in index_terms("\0 灯塔")
+    assert "燈塔" in terms("before \0 燈塔") or "灯塔" in terms("before \0 燈塔")
+
+
 def test_the_version_fits_sqlites_user_version() -> None:
     assert 0 < version() < 2**31
