@@ -42,7 +42,8 @@ class Model:
         if not len(features):
             return np.empty(0)
         scores = self.scores(features)
-        logit = self.slope * scores + self.contrast * contrast(scores, pages, self.ordinary) + self.intercept
+        # Each by how far it stands out itself: what is best may, and the rest not.
+        logit = self.slope * scores + self.contrast * (scores - field(scores, pages, self.ordinary)) + self.intercept
         foreign = self.foreign_slope * features[:, FEATURES.index("nearness")] + self.foreign_intercept
         logit = np.where(features[:, FEATURES.index("foreign")] > 0, foreign, logit)
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit, -50, 50))))

@@ -175,6 +175,16 @@ def test_what_holds_the_question_is_answered_and_what_holds_none_of_it_refused(c
             assert model.probabilities(away, range(len(away)))[0] < 0.2
 
 
+def test_what_does_not_stand_out_is_not_lifted_by_what_does() -> None:
+    """Beside a page that is certainly right, its neighbours are what they are without it."""
+    model = CALIBRATIONS["embedded"].hybrid
+    rest = [0.5, *[0.45] * 8]
+    with_it = model.probabilities(candidates(1.0, *rest, nearness=4.0), range(len(rest) + 1))
+    without = model.probabilities(candidates(*rest, nearness=4.0), range(len(rest)))
+    assert with_it[0] > 0.9
+    assert with_it[1] == pytest.approx(without[0], abs=0.05)
+
+
 def test_pages_that_are_not_there_are_taken_for_ordinary_ones() -> None:
     model = CALIBRATIONS["embedded"].hybrid
     (unit,) = model.scores(candidates(1.0, nearness=4.0))
