@@ -16,7 +16,7 @@ from services.rag.documents.archive import ArchiveLimits, Member
 from services.rag.documents.jobs import JobRunner
 from services.rag.documents.pages import ReadError
 from services.rag.documents.reading import Limits, ReadingProcess, ReadingUnavailable
-from services.rag.errors import InvalidRequest, NotReady, RagError, StorageError, UnsupportedFile
+from services.rag.errors import InvalidRequest, NotFound, NotReady, RagError, StorageError, UnsupportedFile
 from services.rag.store.catalog import Catalog
 from services.rag.store.records import Document, Job, Metadata
 from services.rag.uploads import Upload, checked_name, received
@@ -183,8 +183,16 @@ class Library:
         return restored
 
     def purge(self, document_id: str | None = None) -> int:
-        """Remove what is in the trash for good, or one document of it; returns how many."""
+        """Remove what is in the trash for good, or one document of it; returns how many.
+
+        Raises:
+            NotFound: the document is not in the trash.
+        """
         purged = self._catalog.purge(None if document_id is None else [document_id])
+        if document_id is not None and not purged:
+            raise NotFound(
+                f"there is no document {document_id!r} in the trash; GET /trash lists it", param="document_id"
+            )
         self._wake()
         return purged
 

@@ -29,17 +29,25 @@ caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 async def send_error(
-    send: Send, status: int, message: str, type_: str, code: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    send: Send,
+    status: int,
+    message: str,
+    type_: str,
+    code: str,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    *,
+    last: bool = True,
 ) -> None:
+    """The whole answer. With ``last=False`` the connection stays open until an empty body is sent."""
     body = {"error": {"message": message, "type": type_, "param": None, "code": code}}
     payload = json.dumps(body, ensure_ascii=False).encode()
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": payload})
+    await send({"type": "http.response.body", "body": payload, "more_body": not last})
 
 
 class BodyLimit:
-    """413 for a body over ``max_bytes``, by its declared length at once or while it streams in."""
+    """413 for a body over ``max_bytes``, at once: by its declared length, else as soon as that many bytes came."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, setting: str, unlimited: Sequence[str] = ()) -> None:
         self._app, self._max, self._setting, self._unlimited = app, max_bytes, setting, unlimited
@@ -47,22 +55,20 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._unlimited:
             return await self._app(scope, receive, send)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max:
-            if int(declared) <= _DISCARD_BYTES:
-                await _discard(receive)
-            return await self._refuse(send)
+            # Who asks with Expect: 100-continue sends nothing before the answer, and nothing after this one.
+            return await self._refuse(receive, send, sending=b"expect" not in headers)
         received, started, over = 0, False, False
 
         async def limited() -> Message:
             nonlocal received, over
             message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._max:
-                    over = True
-                    await _discard(receive)
-                    raise _TooLarge
+            received += len(message.get("body", b""))
+            if received > self._max:
+                over = True
+                raise _TooLarge
             return message
 
         async def watched(message: Message) -> None:
@@ -80,10 +86,10 @@ class BodyLimit:
             if not over:
                 raise
         if over and not started:
-            await self._refuse(send)
+            await self._refuse(receive, send, sending=True)
         return None
 
-    async def _refuse(self, send: Send) -> None:
+    async def _refuse(self, receive: Receive, send: Send, *, sending: bool) -> None:
         limit = f"{self._max / (1 << 20):g} MB"
         await send_error(
             send,
@@ -92,16 +98,21 @@ class BodyLimit:
             "invalid_request_error",
             "request_too_large",
             [(b"connection", b"close")],
+            last=not sending,
         )
+        if sending:
+            await _discard(receive)
+            await send({"type": "http.response.body", "body": b""})
 
 
 class _TooLarge(Exception):
     pass
 
 
-# A client that is still sending would not read the answer: what it sends is read, within bounds, and thrown away.
-_DISCARD_BYTES = 1 << 30
-_DISCARD_SECONDS = 10.0
+# Closing while a client sends resets the connection, and one that reads only after sending would never see the answer: what
+# it sends after the answer is thrown away, within bounds that cost nothing.
+_DISCARD_BYTES = 4 << 20
+_DISCARD_SECONDS = 2.0
 
 
 async def _discard(receive: Receive) -> None:

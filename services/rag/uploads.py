@@ -1,16 +1,22 @@
-"""What comes with an upload, checked before anything is written: the name, the metadata, the size."""
+"""What comes with an upload: the name, the metadata and the size, checked; the form's files, written once and in one place."""
 
 import hashlib
 import json
 import math
 import re
+import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
 
 from services.rag.errors import InvalidRequest, StorageError, TooLarge
 from services.rag.store.records import Scalar
@@ -104,23 +110,26 @@ def checked_metadata(given: str | dict[str, Any] | None) -> dict[str, Scalar] | 
 
 @contextmanager
 def received(file: BinaryIO, filename: str, incoming_dir: Path, max_mb: int) -> Iterator[Upload]:
-    """Copy ``file`` into ``incoming_dir``, hashing it on the way; removed at the end unless somebody took it.
+    """Hash ``file``, copying it into ``incoming_dir`` if it is not there; removed at the end unless somebody took it.
 
     Raises:
         InvalidRequest: it is empty.
         TooLarge: it is larger than ``max_mb`` MiB.
         StorageError: it cannot be written.
     """
-    path = incoming_dir / uuid.uuid4().hex
+    name = getattr(file, "name", None)
+    there = isinstance(name, str) and Path(name).is_relative_to(incoming_dir)
+    path = Path(str(name)) if there else incoming_dir / uuid.uuid4().hex
     digest, size = hashlib.sha256(), 0
     try:
-        with path.open("wb") as target:
+        with nullcontext() if there else path.open("wb") as target:
             while block := file.read(_BLOCK):
                 size += len(block)
                 if size > max_mb * _BLOCK:
                     raise TooLarge(f"{filename} is larger than {max_mb} MB (RAG_MAX_UPLOAD_MB)", param="file")
                 digest.update(block)
-                target.write(block)
+                if target is not None:
+                    target.write(block)
         if size == 0:
             raise InvalidRequest(f"{filename} is empty (0 bytes)", param="file")
         yield Upload(path, filename, digest.hexdigest())
@@ -129,3 +138,46 @@ def received(file: BinaryIO, filename: str, incoming_dir: Path, max_mb: int) -> 
     finally:
         with suppress(OSError):  # on a read-only disk even what is not there cannot be removed
             path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def form_in(request: Request, incoming_dir: Path) -> AsyncIterator[None]:
+    """Parse a multipart form with its files in ``incoming_dir``, from where :func:`received` takes them without a copy.
+
+    Starlette would put them into the system's temporary folder, which may be small, full or memory, and answer 400 then.
+
+    Raises:
+        InvalidRequest: it is no such form, or it ended early.
+        StorageError: a file cannot be written.
+    """
+    folder = incoming_dir / uuid.uuid4().hex
+    try:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
+            try:
+                folder.mkdir()
+                # What Starlette keeps of a parsed form: FastAPI's own parsing finds it there.
+                request._form = await _Parser(request.headers, request.stream(), folder).parse()
+            except MultiPartException as error:
+                raise InvalidRequest(f"the form cannot be read: {error.message}") from error
+            except ClientDisconnect as error:
+                raise InvalidRequest("the upload ended before it was whole: send it again") from error
+            except OSError as error:
+                raise StorageError(f"the upload cannot be stored in {incoming_dir.parent}: {error}") from error
+        yield
+    finally:
+        with suppress(OSError):  # what a full disk did not take is still in a buffer
+            await request.close()
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+
+
+class _Parser(MultiPartParser):
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], folder: Path) -> None:
+        super().__init__(headers, stream)
+        self._folder = folder
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if self._current_part.file is not None:
+            file = (self._folder / uuid.uuid4().hex).open("w+b")
+            self._files_to_close_on_error.append(file)  # type: ignore[arg-type]  # it is closed, nothing else
+            self._current_part.file.file = file

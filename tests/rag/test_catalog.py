@@ -1,7 +1,9 @@
 """The catalog: documents, versions, trash, collections, jobs, and the way from earlier versions."""
 
 import hashlib
+import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,39 @@ def test_accepting_queues_a_job_and_keeps_the_file(catalog: Catalog) -> None:
     assert document.metadata == {"author": "Kim", "year": 2020}
     assert catalog.file_path(document).read_bytes() == b"content"
     assert [j.id for j in catalog.open_jobs()] == [job.id]
+
+
+def test_accepted_means_on_the_disk(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str | int] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        happened.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    catalog._db.set_trace_callback(lambda statement: happened.append(statement.split()[0]))
+    document, _ = accept(catalog, b"content")
+    catalog._db.set_trace_callback(None)
+    file, folder = catalog.file_path(document).stat().st_ino, catalog.files_dir.stat().st_ino
+    steps = [step for step in happened if step in (file, folder, "INSERT", "COMMIT")]
+    assert steps[:2] == [file, folder]
+    assert steps[-1] == "COMMIT"
+    assert steps.count("COMMIT") == 1
+    assert "INSERT" in steps
+
+
+def test_a_commit_of_any_thread_is_durable(catalog: Catalog) -> None:
+    found: list[int] = []
+
+    def look() -> None:
+        found.extend(catalog._db.execute("PRAGMA synchronous").fetchone())
+
+    look()
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [2, 2]  # FULL: in WAL mode a lower one may lose the last commits when the power fails
 
 
 def test_the_same_content_is_one_document_and_one_job(catalog: Catalog) -> None:

@@ -14,6 +14,7 @@ from tests.rag.conftest import rag_env, wait, wait_for_index
 from tests.support.servers import Service, ServiceDidNotStart, start_service
 
 SIZE_MB = 24
+LARGE = b"The whale is counted by the keeper of the lighthouse.\n" * 40_000
 WALRUS = "The walrus sleeps on the ice of the northern bay."
 OF_THE_DISK = ("disk", "space", "read-only", "readonly", "I/O")
 
@@ -120,6 +121,7 @@ def test_a_full_disk_loses_nothing(model: Service, disk: Path) -> None:
         troubled = 0
         for left in (0, 200_000):
             with full(disk, left):
+                assert upload(client, "large.txt", LARGE) is None
                 for name, (wanted, content) in files.items():
                     if wanted == left:
                         jobs[name] = upload(client, name, content)
@@ -139,6 +141,27 @@ def test_a_full_disk_loses_nothing(model: Service, disk: Path) -> None:
             finish(client, name, content, jobs[name])
         works(client, first["document_id"])
         sound(client)
+
+
+def test_an_upload_needs_its_own_size_on_the_data_disk_and_nothing_elsewhere(
+    model: Service, disk: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"  # the temporary folder, with no room for the upload
+    elsewhere.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=1m", "docduet-test", str(elsewhere))
+    try:
+        env = rag_env(model.url, disk / "data", TMPDIR=str(elsewhere))
+        with (
+            start_service("services.rag", env) as rag,
+            httpx.Client(base_url=rag.url, timeout=60) as client,
+            full(disk, 3_500_000),
+        ):
+            taken = upload(client, "large.txt", LARGE)
+            assert taken is not None
+            assert client.get(f"/documents/{taken['document_id']}/file").content == LARGE
+            assert list((disk / "data" / "incoming").iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(elsewhere)], check=True)
 
 
 def test_a_disk_that_turns_read_only_loses_nothing(model: Service, disk: Path) -> None:

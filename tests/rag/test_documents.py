@@ -1,8 +1,10 @@
 """Documents through the HTTP interface of a real process."""
 
+import http.client
 import io
 import json
 import shutil
+import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +77,7 @@ def test_a_deleted_document_is_gone_everywhere_and_can_come_back(
     client.delete(f"/documents/{id_}")
     assert client.delete("/trash").json()["purged"] >= 1
     error(client.post(f"/trash/{id_}/restore"), 404)
+    assert id_ in str(error(client.delete(f"/trash/{id_}"), 404)["message"])
     assert len(list((pair.data_dir / "files").iterdir())) == len(client.get("/documents").json()["documents"])
 
 
@@ -113,6 +116,36 @@ def test_a_new_version_takes_the_old_ones_place(client: httpx.Client, tmp_path: 
     assert replaced[old["document_id"]] == new["document_id"]
 
 
+def test_replace_takes_the_place_of_a_document_of_another_name(client: httpx.Client, tmp_path: Path) -> None:
+    old = upload(client, make_pdf(tmp_path / "draft.pdf", ["The draft says that the turbine makes 3 megawatts."]))
+    assert wait(client, old["job_id"])["state"] == "indexed"
+    path = make_pdf(tmp_path / "final.pdf", ["The final text says that the turbine makes 4 megawatts."])
+    new = upload(client, path, replace=old["document_id"])
+    assert wait(client, new["job_id"])["state"] == "indexed"
+    found = client.post("/search", json={"query": "turbine megawatts", "mode": "lexical"}).json()["passages"]
+    assert [p["document_id"] for p in found] == [new["document_id"]]
+    error(client.get(f"/documents/{old['document_id']}"), 404)
+    replaced = {d["id"]: d["replaced_by"] for d in client.get("/trash").json()["documents"]}
+    assert replaced[old["document_id"]] == new["document_id"]
+
+
+def test_a_damaged_file_is_mended_by_the_same_upload(model: Service, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    path = make_pdf(tmp_path / "a.pdf", ["The sundial stands in the garden of the abbey."])
+    with start_service("services.rag", rag_env(model.url, data_dir)) as rag, httpx.Client(base_url=rag.url) as client:
+        job = upload(client, path)
+        assert wait(client, job["job_id"])["state"] == "indexed"
+        content = path.read_bytes()
+        [stored] = (data_dir / "files").iterdir()
+        for damaged in (content[:-1] + b"?", content[:100], b""):
+            stored.write_bytes(damaged)
+            [found] = client.get("/index/verify", params={"files": True}).json()["differences"]
+            assert (found["kind"], found["document_id"]) == ("wrong_file", job["document_id"])
+            assert upload(client, path)["document_id"] == job["document_id"]
+            assert client.get("/index/verify", params={"files": True}).json()["ok"]
+            assert client.get(f"/documents/{job['document_id']}/file").content == content
+
+
 def test_metadata_can_be_filtered_by(client: httpx.Client, tmp_path: Path) -> None:
     for year, word in ((1999, "granite"), (2004, "marble")):
         path = make_pdf(tmp_path / f"stone-{year}.pdf", [f"The quarry sells {word}."])
@@ -131,6 +164,22 @@ def test_metadata_can_be_filtered_by(client: httpx.Client, tmp_path: Path) -> No
     changed = client.patch(f"/documents/{document['id']}", json={"filename": "m/stone.pdf", "metadata": {"year": 1}})
     assert (changed.json()["filename"], changed.json()["metadata"]) == ("m/stone.pdf", {"year": 1})
     assert names({"year": 1}) == ["m/stone.pdf"]
+
+
+def test_a_question_is_answered_from_the_documents_its_filter_selects(client: httpx.Client, tmp_path: Path) -> None:
+    assert client.post("/collections", json={"name": "halls"}).status_code == 201
+    for hall in ("north", "south"):
+        path = make_pdf(tmp_path / f"{hall}.pdf", [f"In the {hall} hall the hard limit of a lease is 2 hours."])
+        job = upload(client, path, collection="halls", metadata=json.dumps({"hall": hall}))
+        assert wait(client, job["job_id"])["state"] == "indexed"
+    asked = {"question": "What is the hard limit of a lease?", "collection": "halls"}
+    for hall in ("north", "south"):
+        response = client.post("/rag/invoke", json={"input": {**asked, "filter": {"hall": hall}}})
+        assert response.status_code == 200, response.text
+        [citation] = response.json()["output"]["citations"]
+        assert (citation["filename"], citation["also"]) == (f"{hall}.pdf", [])
+    wrong = client.post("/rag/invoke", json={"input": {**asked, "filter": {"hull": "north"}}})
+    assert "'hull'" in str(error(wrong, 400)["message"])
 
 
 @pytest.mark.parametrize(
@@ -201,12 +250,12 @@ def test_what_is_no_document_is_refused_and_nothing_written(client: httpx.Client
 
 
 def test_too_large_is_told_while_it_streams(model: Service, tmp_path: Path) -> None:
-    sent = 0
+    sent, pieces = 0, 256  # of a MiB: the sockets' buffers take several
 
     def body() -> Iterator[bytes]:
         nonlocal sent
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.pdf"\r\n\r\n%PDF-'
-        for _ in range(64):
+        for _ in range(pieces):
             sent += 1
             yield bytes(1 << 20)
         yield b"\r\n--x--\r\n"
@@ -215,8 +264,36 @@ def test_too_large_is_told_while_it_streams(model: Service, tmp_path: Path) -> N
     with start_service("services.rag", env) as rag, httpx.Client(base_url=rag.url, timeout=30) as client:
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         assert "RAG_MAX_UPLOAD_MB" in str(error(client.post("/documents", content=body(), headers=headers), 413))
+        assert sent < pieces / 4
         assert list((tmp_path / "data" / "incoming").iterdir()) == []
         assert client.get("/documents").json() == {"documents": []}
+
+
+def test_a_declared_length_over_the_limit_is_told_before_the_body_comes(model: Service, tmp_path: Path) -> None:
+    env = rag_env(model.url, tmp_path / "data", RAG_MAX_UPLOAD_MB="1")
+    start = b"POST /documents HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 3000000\r\n"
+    with start_service("services.rag", env) as rag:
+        address = ("127.0.0.1", int(rag.url.rpartition(":")[2]))
+        for expect in (b"", b"Expect: 100-continue\r\n"):
+            with socket.create_connection(address, timeout=5) as connection:
+                connection.sendall(start + expect + b"\r\n")
+                answer = b""
+                while b"RAG_MAX_UPLOAD_MB" not in answer:
+                    more = connection.recv(65536)
+                    assert more, answer
+                    answer += more
+                assert answer.startswith(b"HTTP/1.1 413 ")
+                if expect:  # nothing more is waited for
+                    connection.settimeout(1)
+                    while connection.recv(65536):
+                        pass
+        # And a client that reads only when it has sent everything gets to see it.
+        connection = http.client.HTTPConnection(*address, timeout=30)
+        connection.request("POST", "/documents", bytes(3_000_000), {"Content-Type": "multipart/form-data; boundary=x"})
+        response = connection.getresponse()
+        assert (response.status, response.headers["connection"]) == (413, "close")
+        assert b"RAG_MAX_UPLOAD_MB" in response.read()
+        connection.close()
 
 
 def test_a_name_may_be_a_relative_path(client: httpx.Client, tmp_path: Path) -> None:

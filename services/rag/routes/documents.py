@@ -1,10 +1,13 @@
 """Documents, their trash, and collections over HTTP: a thin layer over the library."""
 
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -13,7 +16,7 @@ from services.rag.documents.detect import FORMATS
 from services.rag.service import Service
 from services.rag.store.notes import NoteCount
 from services.rag.store.records import Collection, Document, PageReport
-from services.rag.uploads import checked_metadata, checked_name
+from services.rag.uploads import checked_metadata, checked_name, form_in
 
 # A browser shows these inside its window; anything that could carry a script is saved instead.
 _SHOWN = ("application/pdf", "image/", "text/plain")
@@ -96,16 +99,18 @@ class CollectionOut(BaseModel):
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
+    _add_uploads(routes, service)
     _add_documents(routes, service)
     _add_trash(routes, service)
     _add_collections(routes, service)
     return routes
 
 
-def _add_documents(routes: APIRouter, service: Service) -> None:
-    catalog, library = service.catalog, service.library
+def _add_uploads(routes: APIRouter, service: Service) -> None:
+    library = service.library
+    uploads = APIRouter(route_class=_into(service.catalog.incoming_dir))
 
-    @routes.post("/documents", status_code=202, tags=["documents"], response_model_exclude_none=True)
+    @uploads.post("/documents", status_code=202, tags=["documents"], response_model_exclude_none=True)
     async def upload(
         file: Annotated[UploadFile, File(description="A document, or a ZIP of documents.")],
         collection: Annotated[str, Form(pattern=COLLECTION_PATTERN)] = DEFAULT_COLLECTION,
@@ -144,6 +149,28 @@ def _add_documents(routes: APIRouter, service: Service) -> None:
         first = next(item for item in members if item.document_id and item.job_id)
         several = members if len(members) > 1 or first.filename != checked_name(file.filename) else None
         return AcceptedOut(job_id=first.job_id or "", document_id=first.document_id or "", documents=several)
+
+    routes.include_router(uploads)
+
+
+def _into(incoming_dir: Path) -> type[APIRoute]:
+    """A route whose form's files go to ``incoming_dir``."""
+
+    class UploadRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                async with form_in(request, incoming_dir):
+                    return await handler(request)
+
+            return handle
+
+    return UploadRoute
+
+
+def _add_documents(routes: APIRouter, service: Service) -> None:
+    catalog, library = service.catalog, service.library
 
     @routes.get("/documents", tags=["documents"])
     def documents(collection: str | None = None, status: str | None = None) -> Documents:

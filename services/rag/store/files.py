@@ -29,14 +29,11 @@ class Files(Part):
         return self.files_dir / document.sha256
 
     def _keep_file(self, incoming: Path, filename: str, content_sha256: str) -> None:
-        target = self.files_dir / content_sha256
+        """A file that is there already is replaced too: the new one is known to be whole, and the old one may be damaged."""
         try:
-            if target.exists():
-                incoming.unlink()
-            else:
-                fsync(incoming)
-                incoming.replace(target)
-                fsync(self.files_dir)
+            fsync(incoming)
+            incoming.replace(self.files_dir / content_sha256)
+            fsync(self.files_dir)
         except OSError as error:
             raise StorageError(f"{filename} cannot be stored in {self.files_dir}: {error}") from error
 
