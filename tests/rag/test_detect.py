@@ -14,6 +14,7 @@ from services.rag.documents.pages import ReadError
 from tests.support.files import PNG, encrypt, make_docx, make_epub, make_xlsx, make_zip, paragraph
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
+FRAGMENT = b"9 0 obj<</Type/XRef/Size 0>>stream\nendstream\nendobj\nstartxref\n3\n%%EOF\n"
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
 
 
@@ -36,6 +37,17 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
         ("x.docx", b"plain words in a file with a wrong name", "text"),
         ("x.txt", "租约的软限制是九十秒。".encode("utf-16-le"), "text"),
         ("x.txt", b"The header of a PDF is %PDF-1.7 and so on.", "text"),
+        ("x.pdf", b"oops.\n", "text"),
+        ("x.pdf", b"A letter to the harbour master.\n", "text"),
+        ("x.pdf", b"<!DOCTYPE html><p>An object is written 1 0 obj << >>, a file ends in %%EOF.", "html"),
+        ("x.pdf", FRAGMENT, "pdf"),
+        ("x.pdf", b"junk " + FRAGMENT, "pdf"),
+        ("x.pdf", FRAGMENT.replace(b"endstream", b"\0\x9c\xff\x01\nendstream"), "pdf"),
+        ("x.pdf", b"startxref\n9\n%%EOF\n", "pdf"),
+        ("upload", FRAGMENT, "pdf"),
+        ("upload", b"An object: " + FRAGMENT, "text"),
+        ("x.md", b"# Objects\n\nEvery object is written as\n\n```\n" + FRAGMENT + b"```\n", "markdown"),
+        ("x.txt", FRAGMENT, "text"),
         ("MZ.txt", b"MZ are two letters that programs begin with.", "text"),
     ],
 )

@@ -1,4 +1,5 @@
-"""What kind of file it is, by its content. The name only decides between kinds of plain text, which look alike."""
+"""What kind of file it is, by its content. The name only decides between what looks alike: the kinds of plain text, and
+a text about PDFs and the pieces of one."""
 
 import re
 import zipfile
@@ -51,6 +52,7 @@ FORMATS: dict[str, Format] = {
         Format("zip", "application/zip", (".zip",), "services.rag.documents.archive"),
     )
 }
+_TEXT_SUFFIXES = {suffix for name in ("text", "markdown", "html", "csv") for suffix in FORMATS[name].suffixes}
 READABLE = (
     "PDF, Word (.docx), PowerPoint (.pptx), Excel (.xlsx), CSV, HTML, Markdown, plain text, EPUB, pictures (PNG, JPEG, "
     "TIFF, WebP, BMP, GIF) and ZIP archives of these"
@@ -109,6 +111,9 @@ _PACKAGES = [
     ("vnd.ms-package.xps", "an XPS document: save it as PDF"),
     ("fixeddocument", "an XPS document: save it as PDF"),
 ]
+# Of a PDF that has lost its header, or is nothing but fragments.
+_PDF_SYNTAX = re.compile(rb"\b\d+\s+\d+\s+obj\b\s*(?:<<|\[)|\bstartxref\s+\d|%%EOF|%PDF-")
+_PDF_START = re.compile(rb"\s*(?:%PDF|\d+\s+\d+\s+obj\b)")
 _HTML_START = re.compile(
     r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|meta|script|style)\b",
     re.IGNORECASE | re.DOTALL,
@@ -150,6 +155,8 @@ def detect(path: Path, filename: str = "") -> str:
         return "image"
     if described := _described(head):
         raise unsupported(described)
+    if _broken_pdf(head, suffix):
+        return "pdf"
     codec = encoding.guess_file(path)
     if codec is None:
         raise unsupported(
@@ -198,6 +205,14 @@ def _ends_as_pdf(path: Path) -> bool:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - 2048))
         return b"startxref" in file.read()
+
+
+def _broken_pdf(head: bytes, suffix: str) -> bool:
+    """PDF syntax without a PDF's header. A text about PDFs looks the same, so here the name decides."""
+    found = _PDF_SYNTAX.search(head) is not None
+    if suffix == ".pdf":
+        return found and not _HTML_START.match(head.decode("latin-1"))
+    return found and suffix not in _TEXT_SUFFIXES and _PDF_START.match(head) is not None
 
 
 def _zip(path: Path) -> str:

@@ -27,6 +27,11 @@ READER = "2"
 # A file that takes longer than this no longer counts as one that keeps others waiting: another is read beside it.
 SLOW_SECONDS = 2.0
 EXTRA_READERS = 2
+# When files that take long hold all readers and another file waits, one that has given no text for so long is put back. It
+# is read from its start when only such files wait, and then it is let finish. A page by OCR may well take 20 seconds.
+STALLED_SECONDS, OCR_STALLED_SECONDS = 5.0, 30.0
+# No file is put back that gave text for longer than this: that work would be lost.
+KEPT_SECONDS = 60.0
 PROGRESS_SECONDS = 0.25
 RETRY_SECONDS = 5.0
 # Without a measurement yet: chunks a printed page gives.
@@ -38,6 +43,9 @@ class _Running:
     process: ReadingProcess
     job: Job
     since: float
+    heard: float  # when its last text came
+    slow: bool = False
+    leaving: bool = False  # it is being put back
 
 
 class JobRunner:
@@ -50,12 +58,15 @@ class JobRunner:
         self._turn = threading.Condition()
         self._stopping = threading.Event()
         self._running: dict[str, _Running] = {}
+        self._put_back: set[str] = set()  # jobs whose file was stopped to let others through
         self._seconds_a_page: float | None = None
         self._unwritten: dict[str, str] = {}  # failures that a full or read-only disk kept from being written
         self.on_change: Callable[[str], None] = lambda job_id: None
         self.writer = IndexWriter(catalog, indexes, self._announce, self._fail)
+        self._places = readers + EXTRA_READERS
+        # One more than there are places: when all are taken, it sees that a file waits.
         self._threads = [
-            threading.Thread(target=self._work, name=f"read-{n}", daemon=True) for n in range(readers + EXTRA_READERS)
+            threading.Thread(target=self._work, name=f"read-{n}", daemon=True) for n in range(self._places + 1)
         ]
         self._threads.append(threading.Thread(target=self._write_failures, name="failures", daemon=True))
 
@@ -145,7 +156,11 @@ class JobRunner:
                 try:
                     self._read(process, job)
                 except Cancelled:
-                    pass  # deleted, cancelled, or the service stops: the catalog says which
+                    # Deleted, cancelled, or the service stops: the catalog says which. Or it was put back.
+                    with contextlib.suppress(RagError):
+                        if job.id in self._put_back:
+                            self._catalog.update_job(job.id, state="accepted", pages_read=0)
+                            self._announce(job.id)
                 except ReadingUnavailable as error:
                     # Nothing is wrong with the file: the job stays open and is taken again.
                     log.error("%s cannot be read now: %s", job.filename, error)
@@ -164,19 +179,53 @@ class JobRunner:
         with self._turn:
             while not self._stopping.is_set():
                 now = time.monotonic()
-                quick = sum(1 for item in self._running.values() if now - item.since < SLOW_SECONDS)
-                if quick < self._readers:
+                for item in self._running.values():
+                    if not item.slow and now - item.since >= SLOW_SECONDS:
+                        item.slow = True
+                        item.process.give_way()
+                if sum(not item.slow for item in self._running.values()) < self._readers:
                     try:
-                        job = self._catalog.next_to_read([*self._running, *self._unwritten])
+                        job = self._next(now)
                     except Exception:
                         log.exception("the catalog cannot be read; tried again")
                         self._turn.wait(RETRY_SECONDS)
                         continue
                     if job is not None:
-                        self._running[job.id] = _Running(process, job, now)
+                        self._running[job.id] = _Running(process, job, now, now)
                         return job
                 self._turn.wait(SLOW_SECONDS / 4 if self._running else None)
         return None
+
+    def _next(self, now: float) -> Job | None:
+        """A file that was not put back before one that was; None when there is none, or no place for it."""
+        taken = [*self._running, *self._unwritten]
+        full = len(self._running) == self._places
+        if job := self._catalog.next_to_read([*taken, *self._put_back]):
+            if not full:
+                return job
+            self._make_room(now)
+            return None
+        again = sum(job_id in self._put_back for job_id in self._running)
+        if full or again >= self._places - 1:  # the last place is for a file that may be quick
+            return None
+        job = self._catalog.next_to_read(taken)
+        if job is None:
+            self._put_back &= self._running.keys()  # the others were deleted or cancelled
+        return job
+
+    def _make_room(self, now: float) -> None:
+        """Put back the file that began last of those that give nothing."""
+        wait = OCR_STALLED_SECONDS if self._ocr else STALLED_SECONDS
+        stalled = [
+            item
+            for item in self._running.values()
+            if item.job.id not in self._put_back and now - item.heard >= wait and item.heard - item.since < KEPT_SECONDS
+        ]
+        if stalled and not any(item.leaving for item in self._running.values()):
+            item = max(stalled, key=lambda item: item.since)
+            item.leaving = True
+            self._put_back.add(item.job.id)
+            item.process.cancel()
 
     def _read(self, process: ReadingProcess, job: Job) -> None:
         document = self._catalog.document(job.document_id)
@@ -192,6 +241,7 @@ class JobRunner:
             if isinstance(item, PageText):
                 pages.append(Page(item.number, item.text, item.label, item.method))
                 reports += [PageReport(item.number, False, note) for note in item.notes]
+                self._running[job.id].heard = time.monotonic()
             else:
                 reports.append(PageReport(item.number, True, item.reason))
             now = time.monotonic()

@@ -41,6 +41,7 @@ __all__ = [
 
 START_SECONDS = 60.0  # for an interpreter and its imports on a machine that is busy with other things
 GRACE_SECONDS = 5.0  # for the end of a process that was killed
+SLOW_NICE = 19  # of a reader that gives way; the others are at 10
 _FORKS = hasattr(os, "fork")
 
 
@@ -75,8 +76,10 @@ class ReadingProcess:
         self._channel: Channel | None = None
         self._turn = threading.Lock()
         self._owner: int | None = None  # the thread whose call runs
-        self._state = threading.Lock()  # for the four below; never held for long
+        self._state = threading.Lock()  # for the six below; never held for long
         self._running = False
+        self._reader: int | None = None  # the process of the running file
+        self._gives_way = False
         self._cancelled = False
         self._closed = False
 
@@ -183,6 +186,17 @@ class ReadingProcess:
                 self._channel.stop()
                 self._channel.interrupt()
 
+    def give_way(self) -> None:
+        """Lets the readers of other files have the processor before that of the running file, until this one's end."""
+        with self._state:
+            self._gives_way = self._running
+            self._lower()
+
+    def _lower(self) -> None:
+        if self._gives_way and self._reader is not None:
+            with suppress(AttributeError, OSError):  # it has ended; or the system has no priorities
+                os.setpriority(os.PRIO_PROCESS, self._reader, SLOW_NICE)
+
     def close(self) -> None:
         """Ends the process and every process it forked. A call that runs raises ``Cancelled``."""
         with self._state:
@@ -201,7 +215,7 @@ class ReadingProcess:
             with self._state:
                 if self._closed:
                     raise ReadingUnavailable("the reading process has been closed")
-                self._running, self._cancelled = True, False
+                self._running, self._cancelled, self._gives_way = True, False, False
                 if self._channel is not None:
                     self._channel.clear()
             self._owner = threading.get_ident()
@@ -252,6 +266,8 @@ class ReadingProcess:
                     yield message
                     self._check_cancelled()
         finally:
+            with self._state:
+                self._reader = None
             if not ended:
                 self._finish(channel)
 
@@ -264,6 +280,9 @@ class ReadingProcess:
                 channel.send(request)
                 message = _parse(self._receive(channel, START_SECONDS))
                 if "begin" in message:
+                    with self._state:
+                        self._reader = int(message["begin"])
+                        self._lower()
                     return channel
                 reason = str(message.get("unavailable") or "it answers in another language")
             except ValueError as error:
