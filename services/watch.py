@@ -25,7 +25,7 @@ import watchfiles
 from services.client import PATIENCE, RagClient, ServiceError, persist
 from services.commands.delivery import Outcome, followed, refusal
 from services.commands.ingest import ensure_collection, told
-from services.commands.output import UsageError, console, count, errors, safe
+from services.commands.output import UsageError, brief, console, count, errors, safe
 from services.files import SKIPPED_FOLDERS, Found, Listing, Signature, name_of, walk
 from services.folder_plan import MARK, Document, plan
 
@@ -239,7 +239,7 @@ class Watch:
             self._refused[content] = str(error)
             self._problem(
                 file.name,
-                f"[red]failed[/]  {safe(file.name)}: {safe(refusal(error, file.name))}; sent again when it changes",
+                f"[red]failed[/]  {safe(file.name)}: {safe(brief(refusal(error, file.name)))}; sent again when it changes",
             )
             return
         self._said.pop(file.name, None)

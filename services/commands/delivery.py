@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.client import PATIENCE, RagClient, ServiceError, Waiting, persist
@@ -19,11 +19,12 @@ class Outcome:
     """What became of a file, or of one member of a ZIP."""
 
     name: str
-    status: str  # indexed, known (was there before), failed, cancelled
+    status: str  # indexed, known (was there before), same (as another file), failed, cancelled
     pages: int = 0
     chunks: int = 0
     page_failures: list[str] = field(default_factory=list)
     error: str = ""
+    held_as: str = ""  # the name of its document: one content is one document, and has one name
 
 
 @dataclass
@@ -164,7 +165,7 @@ class Delivery:
 
     def _follow(self, accepted: _Accepted, bar: Bar) -> Outcome:
         try:
-            return followed(
+            outcome = followed(
                 self._client,
                 accepted.name,
                 accepted.job_id,
@@ -176,6 +177,8 @@ class Delivery:
             )
         except ServiceError as error:
             return Outcome(accepted.name, "failed", error=f"accepted, but its end is not known: {error}")
+        twin = outcome.held_as not in ("", accepted.name.replace("\\", "/"))  # the service turns these round
+        return replace(outcome, status="same") if twin else outcome
 
     def _fail(self, name: str, error: str) -> None:
         with self._lock:
@@ -213,6 +216,7 @@ def followed(
         pages=document.get("pages") or 0,
         chunks=document.get("chunks") or 0,
         page_failures=page_failures(document),
+        held_as=str(document.get("filename") or ""),
     )
 
 

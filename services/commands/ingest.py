@@ -11,11 +11,12 @@ from rich.text import Text
 
 from services.client import RagClient, ServiceError
 from services.commands.delivery import Delivery, Outcome
-from services.commands.output import UsageError, console, count, errors, printable, safe
+from services.commands.output import LIST, UsageError, brief, console, count, errors, printable, safe
 from services.commands.progress import Bars
 from services.files import Found, Listing, same_names, single, walk
 
 _STATUS = {"indexed": "indexed", "known": "already indexed", "failed": "failed", "cancelled": "cancelled"}
+_LOST = ("failed", "cancelled")
 
 
 def told(outcome: Outcome) -> str:
@@ -24,15 +25,21 @@ def told(outcome: Outcome) -> str:
         line = f"  [green]{_STATUS[outcome.status]}[/] {safe(outcome.name)}"
         line += f": {count(outcome.pages, 'page')}, {count(outcome.chunks, 'chunk')}" if outcome.pages else ""
         return line + (f"; [yellow]{safe('; '.join(outcome.page_failures))}[/]" if outcome.page_failures else "")
-    return f"  [red]{_STATUS.get(outcome.status, outcome.status):<7}[/] {safe(outcome.name)}: {safe(outcome.error)}"
+    if outcome.status == "same":
+        return f"  [green]same[/]    {safe(outcome.name)}: has the content of {safe(outcome.held_as)}"
+    return (
+        f"  [red]{_STATUS.get(outcome.status, outcome.status):<7}[/] {safe(outcome.name)}: {safe(brief(outcome.error))}"
+    )
 
 
 def summary(outcomes: Sequence[Outcome], listing: Listing, out: Console) -> None:
     """What a person who went away wants to know: the sums, then each thing that is not searchable, with its reason."""
     by = Counter(o.status for o in outcomes)
     new = [o for o in outcomes if o.status == "indexed"]
-    partly = [o for o in outcomes if o.page_failures]
-    lost = [(o.name, [o.error]) for o in outcomes if o.status in ("failed", "cancelled")]
+    partly = [o for o in outcomes if o.page_failures and o.status != "same"]
+    reasons = [o.error for o in outcomes if o.status in _LOST]
+    lost = [(o.name, [brief(o.error)]) for o in outcomes if o.status == "failed"]
+    cancelled = [(o.name, [brief(o.error)]) for o in outcomes if o.status == "cancelled"]
     for line in listing.unreadable:
         name, _, why = line.rpartition(": ")
         lost.append((name, [f"cannot be read: {why}"]))
@@ -40,7 +47,9 @@ def summary(outcomes: Sequence[Outcome], listing: Listing, out: Console) -> None
         ("indexed", "green", by["indexed"], f"  {_sum(new, 'pages', 'page')}, {_sum(new, 'chunks', 'chunk')}"),
         ("already there", "green", by["known"], ""),
         ("of these have pages without text", "yellow", len(partly), ""),
+        ("with the content of another document", "green", by["same"], ""),
         ("failed", "red", len(lost), ""),
+        ("cancelled", "red", len(cancelled), ""),
     ]
     out.print()
     for what, colour, number, more in rows:
@@ -48,21 +57,21 @@ def summary(outcomes: Sequence[Outcome], listing: Listing, out: Console) -> None
             out.print(Text.assemble((f"{number:>6,} ", "bold"), (what, colour), more))
     if partly:
         _section(out, "Pages without text:", [(o.name, o.page_failures) for o in partly])
+    if cancelled:
+        _section(out, "Cancelled:", cancelled)
     if lost:
         _section(out, "Failed:", lost)
-        if any("password" in reason for _, reasons in lost for reason in reasons):
-            out.print()
-            _indented(
-                out, Text("A password goes with --password-file FILE: 'ingest' the file again, or 'retry' it."), 0
-            )
+        if readable := next((error.partition(LIST)[2] for error in reasons if LIST in error), ""):
+            _hint(out, f"{LIST}{printable(readable)}")
+        if any("password" in error for error in reasons):
+            _hint(out, "A password goes with --password-file FILE: 'ingest' the file again, or 'retry' it.")
     if listing.skipped:
         total = sum(listing.skipped.values())
         kinds = ", ".join(f"{printable(kind)} {number}" for kind, number in listing.skipped.most_common(12))
         others = len(listing.skipped) - 12
         kinds += f", and {count(others, 'other kind')}" if others > 0 else ""
         said = f"Skipped {count(total, 'file')} that {'is no document' if total == 1 else 'are no documents'}: {kinds}."
-        out.print()
-        _indented(out, Text(f"{said} Name a file itself to send it."), 0)
+        _hint(out, f"{said} Name a file itself to send it.")
 
 
 def _sum(outcomes: Iterable[Outcome], attribute: str, noun: str) -> str:
@@ -78,6 +87,11 @@ def _section(out: Console, title: str, items: Sequence[tuple[str, Sequence[str]]
             _indented(out, Text(printable(reason), style="dim"), 6)
 
 
+def _hint(out: Console, text: str) -> None:
+    out.print()
+    _indented(out, Text(text), 0)
+
+
 def _indented(out: Console, text: Text, columns: int) -> None:
     """A terminal's lines are wrapped, each with its indent; a pipe's are left whole."""
     lines = text.wrap(out, max(20, out.width - columns)) if out.is_terminal else [text]
@@ -91,7 +105,7 @@ def ingest_files(client: RagClient, files: Sequence[Path], collection: str, out:
     found = [single(path) for path in files]
     with Bars(out) as bars:
         outcomes = Delivery(client, collection).run(found, bars, lambda o: out.print(told(o)))
-    return sum(o.status not in ("indexed", "known") for o in outcomes)
+    return sum(o.status in _LOST for o in outcomes)
 
 
 def gather(paths: Sequence[Path]) -> Listing:
@@ -210,7 +224,7 @@ def run(arguments: argparse.Namespace, client: RagClient) -> int:
             f"with them, see 'docduet jobs'), {delivery.unsent} not sent: run the same command again for the rest"
         )
         return 130
-    failed = any(o.status in ("failed", "cancelled") for o in outcomes) or bool(listing.unreadable)
+    failed = any(o.status in _LOST for o in outcomes) or bool(listing.unreadable)
     if not arguments.quiet or failed or any(o.page_failures for o in outcomes):
         summary(outcomes, listing, console)
     return 1 if failed else 0

@@ -1,5 +1,6 @@
 """The terminal: two consoles, and text of others made fit for them."""
 
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,15 @@ def _shown(c: str) -> str:
 def safe(text: object) -> str:
     """``printable``, with Rich's brackets escaped."""
     return escape(printable(text))
+
+
+LIST = "What can be read: "
+_FORM = re.compile(r"(: upload it again with the| in the) form field 'password'")
+
+
+def brief(reason: str) -> str:
+    """A reason of the service, for one line of many: without the list of formats, and without words of its HTTP interface."""
+    return _FORM.sub("", reason.partition(f". {LIST}")[0])
 
 
 def count(number: int, noun: str) -> str:

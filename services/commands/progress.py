@@ -104,9 +104,10 @@ def note(job: Mapping[str, Any]) -> str:
     if job["state"] == "reading":
         return f"page {job.get('pages_read') or 0}/{job.get('pages_total') or '?'}"
     if job["state"] == "embedding":
-        left = job.get("estimate_seconds")
-        more = f", {_duration(left)} left" if left else ""
-        return f"chunk {job.get('chunks_embedded') or 0}/{job.get('chunks_total') or '?'}{more}"
+        done, left = job.get("chunks_embedded") or 0, job.get("estimate_seconds")
+        # Before the first one it waits for other files, and the estimate knows nothing of that.
+        more = f", {_duration(left)} left" if done and left else ""
+        return f"chunk {done}/{job.get('chunks_total') or '?'}{more}"
     return "waiting" if job["state"] == "accepted" else str(job["state"])
 
 

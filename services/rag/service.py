@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,14 @@ from services.rag.store.records import Job
 log = logging.getLogger("docduet.rag")
 
 _STARTING = "the embedding model is still loading: try again in a few seconds"
+_TRY_OCR = """
+from services.rag.documents.ocr import Ocr, ReadError
+try:
+    Ocr()
+except ReadError as error:
+    raise SystemExit(str(error))
+"""
+_TRY_SECONDS = 120
 
 
 class Service:
@@ -43,8 +53,8 @@ class Service:
         """
         self.settings = settings
         self._load_embedder = load_embedder
-        if settings.ocr == "on" and not ocr.available():
-            raise StartupError("RAG_OCR=on, but OCR is not installed: pip install 'docduet[ocr]', or set RAG_OCR=auto")
+        if settings.ocr == "on" and (problem := _ocr_problem()):
+            raise StartupError(f"RAG_OCR=on, but {problem}, or set RAG_OCR=auto")
         self.ocr = settings.ocr != "off" and ocr.available()
         self._lock = _lock(settings.data_dir)
         self.catalog = Catalog(settings.data_dir)
@@ -199,6 +209,23 @@ class Service:
     def changed(self) -> asyncio.Event:
         """Set when any job changes; take it before reading the state, then wait."""
         return self._changed
+
+
+def _ocr_problem() -> str:
+    """Why OCR does not work here, with what to do, or "". It is tried in a process of its own, which takes the memory with
+    it: a package may be there and not start, as OpenCV does where the system lacks a library."""
+    if not ocr.available():
+        return f"OCR is not installed; {ocr.INSTALL}"
+    try:
+        tried = subprocess.run(  # noqa: S603 — our own interpreter and code
+            [sys.executable, "-c", _TRY_OCR], capture_output=True, text=True, timeout=_TRY_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"OCR did not start in {_TRY_SECONDS} s; {ocr.INSTALL}"
+    if tried.returncode == 0:
+        return ""
+    said = tried.stderr.strip().splitlines() or [f"OCR ends with code {tried.returncode}; {ocr.INSTALL}"]
+    return said[-1]
 
 
 def _lock(data_dir: Path) -> filelock.BaseFileLock:
