@@ -1,8 +1,10 @@
 """Files on their way into the service: several connections send, several follow the jobs."""
 
+import contextlib
+import hashlib
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,9 +70,12 @@ class Delivery:
         before = self._client.documents(self._collection)
         self._known = {str(d["id"]) for d in before if d["status"] == "indexed"}
         waiting: queue.SimpleQueue[Found] = queue.SimpleQueue()
-        for found in sorted(files, key=lambda f: (f.size, f.name)):
+        once, copies = _without_copies(files, {str(d["filename"]) for d in before})
+        for found in sorted(once, key=lambda f: (f.size, f.name)):
             waiting.put(found)
-        self.unsent = len(files)
+        for copy, name in copies.items():
+            self._results.put(Outcome(copy, "same", held_as=name))
+        self.unsent = len(once)
         show.total(len(files))
         senders = [threading.Thread(target=self._send_all, args=(waiting, show)) for _ in range(self._connections)]
         followers = [threading.Thread(target=self._follow_all, args=(show,)) for _ in range(self._connections)]
@@ -184,6 +189,31 @@ class Delivery:
         with self._lock:
             self.unsent -= 1
         self._results.put(Outcome(name, "failed", error=error))
+
+
+def _without_copies(files: Sequence[Found], known: Collection[str]) -> tuple[list[Found], dict[str, str]]:
+    """Each content once, and the names of the others with the name that theirs is sent under.
+
+    A document has one name, the last it was sent under: sent under all its names, it would change it with every run.
+    """
+    alike: dict[tuple[int, str], list[Found]] = {}
+    sizes: dict[int, list[Found]] = {}
+    for found in files:
+        sizes.setdefault(found.size, []).append(found)
+    for size, group in sizes.items():
+        for found in group:
+            digest = found.name
+            if len(group) > 1:
+                with contextlib.suppress(OSError), found.path.open("rb") as file:  # else sending it tells
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            alike.setdefault((size, digest), []).append(found)
+    once: list[Found] = []
+    copies: dict[str, str] = {}
+    for group in alike.values():
+        kept = min(group, key=lambda f: (f.name not in known, f.name))
+        once.append(kept)
+        copies |= {found.name: kept.name for found in group if found is not kept}
+    return once, copies
 
 
 def followed(

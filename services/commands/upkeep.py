@@ -20,9 +20,7 @@ _BLOCK = 512  # of a tar
 
 
 def reindex(arguments: argparse.Namespace, client: RagClient) -> int:
-    state = client.index()
-    if state["state"] != "rebuilding":  # else it is under way: a second command only looks on
-        state = client.rebuild()
+    state = client.rebuild()  # one that is under way goes on: a second command only looks on
     if arguments.no_wait:
         console.print(
             f"the index is being rebuilt ({_chunks(state)}); searches go on; 'docduet reindex' shows progress"

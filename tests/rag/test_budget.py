@@ -121,6 +121,18 @@ def test_a_question_that_fills_the_context_is_refused_by_name() -> None:
     assert refused.value.param == "question"
 
 
+@pytest.mark.parametrize("max_tokens", [64, 1024, 4096])
+def test_there_is_room_for_the_longest_of_several_prompts(max_tokens: int) -> None:
+    found = [passage(n, " ".join(SENTENCES * 12)) for n in range(6)]
+    asked = ["How long?", f"The user says: {QUESTION * 20} Answer only this: And why? " + "so " * 300, "Warum 租约？"]
+    state = {"standalone": QUESTION, "history": [], "options": {"max_tokens": max_tokens}}
+    model = Model(1600)
+    fitted = asyncio.run(Budget(model, 1000).fit(state, found, asked))  # type: ignore[arg-type]
+    for question in (QUESTION, *asked):
+        messages = answer_messages(question, fitted["passages"], fitted["history"])
+        assert asyncio.run(model.count_tokens(messages)) + fitted["options"]["max_tokens"] <= 1600
+
+
 def test_nothing_found_costs_nothing() -> None:
     model = Model(8192)
     assert fit(model, []) == {"passages": []}

@@ -126,6 +126,17 @@ def test_the_same_content_is_one_document_and_one_job(catalog: Catalog) -> None:
     assert len(catalog.documents()) == 1
 
 
+@pytest.mark.parametrize("first", ["old content", "new content"])
+def test_a_renamed_file_and_a_new_one_under_its_old_name_are_both_kept(catalog: Catalog, first: str) -> None:
+    index(catalog, accept(catalog, b"old", name="a.pdf")[1])
+    sent = [(b"old", "b.pdf"), (b"new", "a.pdf")]
+    for content, name in sent if first == "old content" else reversed(sent):
+        job = accept(catalog, content, name=name)[1]
+        if job.state != "indexed":
+            index(catalog, job)
+    assert sorted(d.filename for d in catalog.documents() if d.status == "indexed") == ["a.pdf", "b.pdf"]
+
+
 def test_a_failed_document_is_tried_again(catalog: Catalog) -> None:
     _, job = accept(catalog)
     catalog.fail(job, "no text")

@@ -33,11 +33,12 @@ class Search:
 
 
 class Model:
-    context = 8192
+    context = 4096
 
     def __init__(self, reply: Callable[[str], str]) -> None:
         self._reply = reply
         self.prompts: list[Sequence[Message]] = []
+        self.asked: list[int] = []
 
     async def model_name(self) -> str:
         return "m"
@@ -51,8 +52,9 @@ class Model:
     async def complete(self, messages: Sequence[Message], **_: Any) -> str:
         raise AssertionError("there is nothing to condense")
 
-    async def stream(self, messages: Sequence[Message], **_: Any) -> AsyncGenerator[str, None]:
+    async def stream(self, messages: Sequence[Message], *, max_tokens: int, **_: Any) -> AsyncGenerator[str, None]:
         self.prompts.append(messages)
+        self.asked.append(max_tokens)
         for character in self._reply(messages[-1][1]):
             yield character
 
@@ -60,7 +62,9 @@ class Model:
 SEARCH = {"lease": [LEASE], "block": [BLOCK], "pump": [OLD, NEW]}
 
 
-def ask(question: str, reply: Callable[[str], str], **more: Any) -> tuple[dict[str, Any], Search, Model]:
+def ask(
+    question: str, reply: Callable[[str], str], *, configurable: dict[str, Any] | None = None, **more: Any
+) -> tuple[dict[str, Any], Search, Model]:
     search, model = Search(SEARCH), Model(reply)
     sessions = Sessions(minutes=1, sessions=1, turns=1)
     settings = Settings(refusal_threshold=0.1, _env_file=None)  # type: ignore[call-arg]
@@ -68,7 +72,7 @@ def ask(question: str, reply: Callable[[str], str], **more: Any) -> tuple[dict[s
 
     async def streamed() -> dict[str, Any]:
         total: Any = None
-        async for chunk in chain.astream({"question": question, **more}):
+        async for chunk in chain.astream({"question": question, **more}, {"configurable": configurable or {}}):
             total = chunk if total is None else total + chunk
         return dict(total)
 
@@ -125,6 +129,21 @@ def test_a_part_that_leans_is_searched_and_asked_with_the_one_before() -> None:
     ]
     assert "And the hard one?" in model.prompts[1][-1][1]
     assert "soft limit of a lease" in model.prompts[1][-1][1]
+
+
+def test_a_part_that_leans_leaves_room_for_its_answer() -> None:
+    message = f"What is the soft limit of a lease that is {'really ' * 600}old? And the hard one?"
+    _, _, model = ask(message, answers, configurable={"max_tokens": 4096})
+    assert len(model.prompts) == 2
+    for messages, asked in zip(model.prompts, model.asked, strict=True):
+        assert asyncio.run(model.count_tokens(messages)) + asked <= model.context
+
+
+def test_a_claim_after_a_refusal_is_judged() -> None:
+    said = "The documents do not state the price. The soft limit is 90 seconds. The hard limit is 9 hours."
+    output, _, _ = ask("What is the soft limit of a lease?", lambda _: said)
+    assert output["answer"] == said.replace(" The hard", "[1] The hard") + "[?]"
+    assert output["answerable"] is True
 
 
 def test_nothing_found_for_any_part_is_one_refusal() -> None:

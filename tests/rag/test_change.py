@@ -96,12 +96,13 @@ def test_a_search_sees_one_version_and_never_none(client: httpx.Client, pair: Pa
         return "\n\n".join(f"The lighthouse, version{number}, paragraph {n}. " + "It shines. " * 60 for n in range(4))
 
     ids = [put(client, "lighthouse.txt", version(0))]
-    with searching(pair.rag.url, ("lighthouse version", "lexical"), ("lighthouse version", "hybrid")) as answers:
+    modes = ("lexical", "hybrid", "dense")
+    with searching(pair.rag.url, *(("lighthouse version", mode) for mode in modes)) as answers:
         ids += [put(client, "lighthouse.txt", version(number)) for number in range(1, VERSIONS)]
     seen = [{p["document_id"] for p in found if p["filename"] == "lighthouse.txt"} for _, found in answers]
     assert [documents for documents in seen if len(documents) != 1] == []
     # What was uploaded before a search began is what it finds: versions never go back.
-    for mode in ("lexical", "hybrid"):
+    for mode in modes:
         order = [ids.index(p["document_id"]) for m, found in answers if m == mode for p in found[:1]]
         assert order == sorted(order)
         assert order[0] == 0

@@ -1,5 +1,6 @@
 """Which questions lean on the conversation, what is made of those, and the history's forms. Text alone, but for the dialogues."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
 from services.rag.condensing import accepted, condense_messages, recast, swapped
+from services.rag.conversation import Conversation
 from services.rag.history import MAX_TURN_CHARACTERS, MAX_TURNS, turns
-from services.rag.leaning import leans, open_question
+from services.rag.leaning import Opened, leans, open_question
+from services.rag.metrics import Metrics
+from services.rag.sessions import Sessions
 from tests.rag.conftest import rag_env, upload, wait
 from tests.support.servers import ROOT, Service, start_service
 
@@ -218,6 +222,80 @@ def test_a_bare_name_leans_in_english_too(name: str, frame: str) -> None:
 def test_what_is_pasted_is_read_in_a_moment() -> None:
     for piece in ("it they ", "那它呢", "the a an ", "？"):
         leans(piece * 4000, HISTORY)
+
+
+OWN_FIRST_WORD = [
+    "No smoking areas: where are they marked?",
+    "No-show fee: how much does a guest pay?",
+    "No refunds policy: which items does it cover?",
+    "No. 5 machine: what is its power?",
+    "Wrong deliveries: how do customers report them?",
+    "Incorrect password attempts: how many are allowed before the account locks?",
+    "Sorry state of the bridge: who reported it?",
+    "Actually delivered quantity: where is it recorded?",
+    "Not this year but in 2019, who was the director of the museum?",
+    "Not the driver, but who pays the fine?",
+    "I asked HR, who approves parental leave?",
+    "我是指导教师，可以申请科研基金吗？",
+    "我指导的研究生毕业要求是什么？",
+    "我指定的联系人可以代领补贴吗？",
+    "我是说明书的作者，怎么更新说明书？",
+    "我是指挥中心的值班员，值班补贴是多少？",
+    "改成电子发票需要哪些材料？",
+    "错了一位数字的发票怎么处理？",
+    "你弄错了发票抬头怎么办？",
+    "不是我的账号怎么注销？",
+    "No.5 机床的功率是多少？",
+    "no show 客人怎么收费？",
+]
+
+
+class Rewriter:
+    """A model that rewrites nothing of use."""
+
+    async def complete(self, messages: Any, **_: Any) -> str:
+        return ""
+
+
+def condensed(question: str, history: list[tuple[str, str]]) -> dict[str, Any]:
+    conversation = Conversation(Rewriter(), Metrics(), Sessions(minutes=1, sessions=1, turns=1))  # type: ignore[arg-type]
+    return asyncio.run(conversation.condense({"question": question, "history": history}))
+
+
+@pytest.mark.parametrize("question", OWN_FIRST_WORD)
+def test_a_first_word_of_its_own_is_no_correction(question: str) -> None:
+    history = HISTORY if any(c >= "一" for c in question) else LEASE
+    assert open_question(question).opening != "correction"
+    assert condensed(question, history)["standalone"] == question
+
+
+@pytest.mark.parametrize(
+    ("question", "body"),
+    [
+        ("No, I meant sick leave.", "sick leave."),
+        ("no i meant sick leave", "sick leave"),
+        ("Nope - the hard limit", "the hard limit"),
+        ("Sorry, I meant 30 seconds.", "30 seconds."),
+        ("Not the soft limit, the hard one.", "the hard one."),
+        ("Actually, the hard limit", "the hard limit"),
+        ("不，我是指病假", "病假"),
+        ("我指的是病假", "病假"),
+        ("我是说年假", "年假"),
+        ("错了，是病假", "是病假"),
+        ("不是我说的是病假", "病假"),
+        ("No, 我问的是病假", "病假"),
+    ],
+)
+def test_a_correction_is_one(question: str, body: str) -> None:
+    assert open_question(question) == Opened("correction", body)
+
+
+def test_the_history_goes_on_without_our_own_markers() -> None:
+    said = [("软限制[1]是多久？", "软限制是 90 秒。[1][2] 硬限制是 9 小时 [?]。见 [附录]。")]
+    for question in ("那它的硬限制呢？", "数据块有多大？"):
+        [(human, ai)] = condensed(question, said)["history"]
+        assert human == "软限制[1]是多久？"
+        assert ai == "软限制是 90 秒。 硬限制是 9 小时。见 [附录]。"
 
 
 # -- the model's rewrite -----------------------------------------------------------------------------------------------

@@ -199,6 +199,98 @@ def test_addresses(text: str, shown: str, places: list[int]) -> None:
     assert guarded(cut(text, places), ("The page is https://good.example/p on the net.",)) == (shown, False)
 
 
+GUIDE = "官方网站为 https://docs.example.com/guide ，请登录查看。Download at https://dl.example.com/a.zip today."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "请访问https://docs.example.com/guide查看详情。",
+        "The site is **https://docs.example.com/guide**.",
+        "*https://docs.example.com/guide*、_https://docs.example.com/guide_",
+        "| 网站 | https://docs.example.com/guide|\n|x|",
+        "「https://docs.example.com/guide」…",
+        "https://docs.example.com/guide……和（https://docs.example.com/guide）：见",
+        "`https://docs.example.com/guide` <https://docs.example.com/guide>",
+        "网站：https://docs.example.com/guide/。",
+        "HTTPS://docs.example.com/guide and [官网](https://docs.example.com/guide/)",
+        "https://docs.example.com/guide,https://dl.example.com/a.zip",
+        '<a href="https://docs.example.com/guide">here</a>',
+        "[1]: https://docs.example.com/guide，见",
+        "The metadata:title of profile:dev, mydata:x",
+        "Well![1][2] x[0]: //",
+        "if a <b and c> d: <img> and <div class='x'> are tags",
+    ],
+)
+@given(places=PLACES)
+def test_a_known_address_and_what_is_none_pass_whole(text: str, places: list[int]) -> None:
+    assert guarded(cut(text, places), (GUIDE,)) == (text, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("看https://evil.example/a?q=1查看", "看…查看"),
+        ("**https://evil.example/a**", "**…**"),
+        ("_https://evil.example/a/_", "_…_"),
+        ("https://docs.example.com/guide*secret", "…"),
+        ("https://docs.example.com/guide?q=1", "…"),
+        ("https://docs.example.com/guide,https://evil.example/a.", "https://docs.example.com/guide,…."),
+        ("xhttps://evil.example/a", "x…"),
+        ("<https://evil.example/a>", "<…>"),
+        ("![a][b] is it\n\n[b]: //evil.example/x.png", "a is it\n\n[b]: …"),
+        ("![a][b]\n[b]: <https://evil.example/x.png>", "a\n[b]: <…>"),
+        ('A <img src="//evil.example/?q=1"> B', "A … B"),
+        ("A <IMG/src=x onerror=alert(1)> B", "A … B"),
+        ("A <iframe src='https://evil.example'></iframe> B", "A …</iframe> B"),
+        ("A <img src=//evil.example/x", "A img src=//evil.example/x"),
+        ("<script>x</script>", "…x</script>"),
+        ('<div style="background:url(//evil.example/)">x', "…x"),
+        ('<a href="//evil.example/">x', "…x"),
+        ("[a [b] c](//evil.example/)", "[a [b] c] (…)"),
+        ('![a](//evil.example/ "b (c) d")', '![a] (… "b (c) d")'),
+        ("![https://evil.example/](x)", "…"),
+        ("[a](&#104;ttps://evil.example/)", "a"),
+        ("[a](/\\evil.example/)", "a"),
+        ("ht![tp](x)://evil.example/", "ht…tp://evil.example/"),
+        ("![http](x)://evil.example/", "http…://evil.example/"),
+    ],
+)
+@given(places=PLACES)
+def test_what_leads_out_is_taken_out_wherever_it_is_split(text: str, shown: str, places: list[int]) -> None:
+    assert guarded(cut(text, places), (GUIDE,)) == (shown, False)
+
+
+PIECES = (
+    "a|b |. |。|[1]|[|]|\n|`|https://docs.example.com/guide|http://evil.example/q| |![a](http://evil.example/x)|https:|data:|(|)"
+    "|!|*|_|看|「|」|//evil.example/x|[b]: //evil.example/x|![a][b]|](|]:|<img src=//evil.example>|<|>|img |=|\\|t|www.e|,"
+).split("|")
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), PLACES)
+def test_the_guard_does_not_depend_on_the_split(text: str, places: list[int]) -> None:
+    whole, _ = guarded([text], (GUIDE,))
+    assert guarded(list(text), (GUIDE,))[0] == guarded(cut(text, places), (GUIDE,))[0] == whole
+    assert "http://evil" not in whole
+    assert "](//evil" not in whole
+    assert "]: //evil" not in whole
+    assert "<img src" not in whole
+
+
+@pytest.mark.parametrize("pad", [" " * 700, "a" * 700, "/" * 700])
+def test_what_is_longer_than_what_is_held_back_leads_nowhere(pad: str) -> None:
+    for text in (f"![x]({pad}//evil.example/)", f"![x](//evil.example/{pad})", f"<img {pad} src=//evil.example/>"):
+        out, _ = guarded(list(text))
+        assert "](" not in out
+        assert "<img" not in out
+
+
+@pytest.mark.parametrize("piece", ["[", "[a](", "![a](x", "http:", "https://x*", "<b ", "](", "]:x", "[a](b(c)", "&#"])
+def test_the_guard_takes_no_time(piece: str) -> None:
+    """Each of these takes long where a search tries everything; the test's own time limit tells."""
+    guarded([piece * 5000 + "\n"], (GUIDE,))
+
+
 # An order is no evidence ---------------------------------------------------------------------------------------------
 
 OBEYED = {

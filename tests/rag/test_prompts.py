@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,14 +41,58 @@ def test_language_follows_the_question(question: str, language: str) -> None:
     assert language_of(question) == language
 
 
-@pytest.mark.parametrize("text", ["我不知道", "我不知道。", "抱歉，我不知道答案。", "I don't know.", "I do not know"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我不知道",
+        "我不知道。",
+        "抱歉，我不知道答案。",
+        "I don't know.",
+        "I do not know",
+        "**I don’t know**",
+        "I'm sorry, but I don't know.",
+        "The documents do not state the price. The limit is 5 days.",
+        "There is no price in the documents.",
+        "没有提到。",
+        "没有相关信息。",
+        "未提供该信息，我不知道。",
+        "未提到租约的软限制。",
+        "根据资料，没有提到。",
+        "文件中未说明价格。",
+        "资料里没有答案。",
+        "很抱歉，资料中没有相关内容。",
+    ],
+)
 def test_refusals_are_recognised(text: str) -> None:
     assert is_refusal(text)
 
 
-@pytest.mark.parametrize("text", ["硬限制是 2 小时。", "The limit is 2 hours.", "知道的人不多。", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "硬限制是 2 小时。",
+        "The limit is 2 hours.",
+        "知道的人不多。",
+        "",
+        "没有提供发票的，不予报销。",
+        "没有提供发票的罚款9000元。",
+        "未说明期限的合同有效期为9年。",
+        "没有说明书时，可致电客服。",
+        "未提供材料者取消资格。",
+        "不知道密码的，请联系管理员。",
+        "没有相关经验的，不予录用。",
+    ],
+)
 def test_answers_are_not_refusals(text: str) -> None:
     assert not is_refusal(text)
+
+
+@pytest.mark.parametrize("piece", ["-", "。", "“", "资料", "没有提到", "sorry ", "我不", " "])
+def test_whether_it_is_a_refusal_is_told_at_once(piece: str) -> None:
+    begun = time.process_time()
+    assert not is_refusal(piece * 20_000)
+    assert not language_of("“" * 4_000 + piece) == "fr"
+    assert time.process_time() - begun < 1
 
 
 def passage(text: str, filename: str = "a.pdf", page: int = 1, label: str = "") -> Passage:
@@ -120,13 +166,22 @@ def test_a_name_is_one_short_line(text: str) -> None:
         ("真的吗？？", None),
         ("", None),
         ("a1？" * (MAX_PARTS + 1), None),
+        ("弹出“确定要删除吗？”怎么办？", None),
+        ('What does "Are you sure?" mean?', None),
+        ("《为什么？》的作者是谁？", None),
+        ("https://a.b/c?d=1 是什么？", None),
+        ('What happens on "Delete file? (y/n)"?', None),
+        ("What does `ls ?; rm ?` do?", None),
+        ("提示「是否保存？」时选哪个？多久超时？", ["提示「是否保存？」时选哪个？", "多久超时？"]),
+        ("What is at http://a.b/c? How large is it?", ["What is at http://a.b/c?", "How large is it?"]),
+        ('How wide is the 5" pipe? How wide is the 6" pipe?', ['How wide is the 5" pipe?', 'How wide is the 6" pipe?']),
     ],
 )
 def test_the_questions_of_a_message(message: str, questions: list[str] | None) -> None:
     assert parts(message) == (questions or [message])
 
 
-@given(st.text(alphabet="ab租约？?。.\n 1、", max_size=60))
+@given(st.text(alphabet='ab租约？?。.\n 1、“”《》"`:/', max_size=60))
 def test_parts_lose_no_question(message: str) -> None:
     found = parts(message)
     assert 1 <= len(found) <= MAX_PARTS

@@ -1,10 +1,13 @@
 """The lexical index, the vector store, and generations of both, each by its public interface."""
 
 import math
+import sqlite3
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.rag import terms as terms_module
+from services.rag.documents import indexing
 from services.rag.documents.indexing import IndexWriter
 from services.rag.embeddings import HashEmbedder
 from services.rag.store import chroma as chroma_module
 from services.rag.store import lexical
 from services.rag.store.catalog import Catalog
 from services.rag.store.chroma import Chroma, VectorStore
+from services.rag.store.generations import COMPACT
 from services.rag.store.index import Indexes
 from services.rag.store.lexical import LexicalIndex
-from services.rag.store.records import Chunk, Document
+from services.rag.store.records import NOTE, Chunk, Document, Job, Page, chunk_id
 from services.rag.store.verify import compare, differences
 from tests.rag.test_catalog import accept
 from tests.rag.test_catalog import index as read_and_finish
@@ -169,6 +174,48 @@ def test_verify_names_each_difference(catalog: Catalog, indexes: Indexes) -> Non
     assert ("wrong_file", two.id) not in {(d.kind, d.document_id) for d in differences(catalog, index, files=False)}
 
 
+def test_verify_names_text_that_the_pages_do_not_have(catalog: Catalog, indexes: Indexes) -> None:
+    other, shifted, lost, short = (
+        add(catalog, indexes, f"the hard limit of lease {n}", f"{n}.pdf") for n in ("one", "two", "three", "four")
+    )
+    with sqlite3.connect(catalog.data_dir / "catalog.sqlite") as db:
+        db.execute("UPDATE pages SET text = 'the soft limit of lease one' WHERE document_id = ?", (other.id,))
+        db.execute("UPDATE chunks SET start = 1 WHERE document_id = ?", (shifted.id,))
+        db.execute("DELETE FROM pages WHERE document_id = ?", (lost.id,))
+        db.execute("UPDATE documents SET chunks = 2 WHERE id = ?", (short.id,))
+    db.close()
+    found = [(d.kind, d.document_id, d.filename) for d in differences(catalog, indexes.active, files=True)]
+    assert found == [("wrong_text", d.id, d.filename) for d in (other, shifted, lost, short)]
+
+
+def test_verify_names_notes_that_the_index_lacks_or_has_too_many_of(catalog: Catalog, indexes: Indexes) -> None:
+    catalog.notes_wanted = True
+    index = indexes.active
+    document = add(catalog, indexes, "the hard limit of a lease")
+    chunks = catalog.chunks_of(document.id)
+    note = {chunks[0].id: "How long may a client write?"}
+
+    def found() -> set[tuple[str, str]]:
+        return {(d.kind, d.document_id) for d in differences(catalog, index, files=False)}
+
+    assert found() == set()
+    catalog.put_note(chunks[0], "model", 1, note[chunks[0].id])
+    assert found() == {("missing_notes", document.id)}
+    index.put_note_words(document, note)
+    assert found() == {("missing_notes", document.id)}  # it has no vector yet
+    assert index.put_note_vectors(document, chunks, note, 64)
+    assert found() == set()
+    index.lexical.detach([chunks[0].id + NOTE])
+    assert found() == {("missing_notes", document.id)}
+    index.put_note_words(document, note)
+    catalog.choose_notes(document.id, False)
+    assert found() == {("orphan_notes", document.id)}
+    index.put_note_words(document, {})
+    assert found() == {("orphan_notes", document.id)}  # its vector is there still
+    assert index.put_note_vectors(document, chunks, {}, 64)
+    assert found() == set()
+
+
 def test_a_delete_does_not_wait_for_vectors_that_are_given_up(
     catalog: Catalog, indexes: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +266,9 @@ def test_bm25_is_what_it_says(tmp_path: Path) -> None:
 def test_what_a_small_collection_repeats_is_not_common(tmp_path: Path) -> None:
     """Two of two chunks speak of the pilot: a question about it asks for no more than that one word less."""
     index = LexicalIndex(tmp_path / "lexical.sqlite")
-    index.put_document("default", "a", [("a:0", "the pilot station is led by Ingrid"), ("a:1", "a pilot station roster")])
+    index.put_document(
+        "default", "a", [("a:0", "the pilot station is led by Ingrid"), ("a:1", "a pilot station roster")]
+    )
     weights = index.weights("default", ["pilot", "station", "head"])
     assert weights["pilot"] + weights["station"] > 1.5 * weights["head"] > 0
     # What a large collection repeats is.
@@ -372,6 +421,165 @@ def test_the_heading_of_a_chunk_is_embedded_with_it_and_searched_as_words(catalo
     indexes.active.put_words([(document, [piece])])
     assert [i for i, _ in indexes.active.lexical.search("default", "租约", 5)] == [piece.id]
     assert [i for i, _ in indexes.active.lexical.search("default", "HDFS", 5)] == [piece.id]
+
+
+# -- the writer ----------------------------------------------------------------------------------------------------
+
+
+class Counting(HashEmbedder):
+    """Keeps the texts of each batch; ``before`` is called first."""
+
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.before = before
+        self.batches: list[list[str]] = []
+
+    def embed_documents(self, texts: Sequence[str]) -> Any:
+        self.batches.append(list(texts))
+        self.before()
+        return super().embed_documents(texts)
+
+
+def opened(catalog: Catalog, embedder: HashEmbedder) -> Indexes:
+    return Indexes(catalog, Indexes.open_chroma(catalog.data_dir, None), embedder, None)
+
+
+def reason(catalog: Catalog) -> str:
+    row = catalog.index("active")
+    assert row is not None
+    return row.reason
+
+
+def test_a_new_index_that_was_asked_for_is_made_after_a_restart(catalog: Catalog, indexes: Indexes) -> None:
+    document = add(catalog, indexes, "the hard limit of a lease")
+    first = indexes.active.row.generation
+    # Its thread never comes to it, as with a long queue before a kill.
+    writer = IndexWriter(catalog, indexes, lambda _: None, lambda *_: None)
+    writer.rebuild("asked for")
+    indexes.close()
+    catalog.close()
+
+    catalog = Catalog(catalog.data_dir)
+    embedder = Counting()
+    indexes = opened(catalog, embedder)
+    assert indexes.building is None
+    assert catalog.wanted_index() == "asked for"
+    writer = IndexWriter(catalog, indexes, lambda _: None, lambda *_: None)
+    writer.start()
+    try:
+        eventually(lambda: not writer.rebuilding)
+    finally:
+        writer.stop()
+    assert indexes.active.row.generation > first
+    assert (reason(catalog), catalog.wanted_index()) == ("asked for", None)
+    assert [len(batch) for batch in embedder.batches] == [document.chunks]
+    assert list(differences(catalog, indexes.active, files=True)) == []
+    # It was made once: nothing is left to do at the next start.
+    generation = indexes.active.row.generation
+    indexes.close()
+    indexes = opened(catalog, embedder)
+    writer = IndexWriter(catalog, indexes, lambda _: None, lambda *_: None)
+    writer.start()
+    try:
+        eventually(lambda: not writer.rebuilding)
+    finally:
+        writer.stop()
+    assert indexes.active.row.generation == generation
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_new_index_that_is_asked_for_does_not_wait_for_compaction(
+    catalog: Catalog, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Counting()
+    indexes = opened(catalog, embedder)
+    for n in range(3):
+        add(catalog, indexes, f"the hard limit of lease {n}", f"{n}.pdf")
+    compacting = indexes.build(COMPACT)
+    asked, reached = threading.Event(), threading.Event()
+    move = indexes.active.vectors.vectors
+
+    def moved(*which: Any) -> Any:
+        reached.set()
+        if damaged:
+            raise RuntimeError("the graph is damaged")
+        assert asked.wait(30)
+        return move(*which)
+
+    monkeypatch.setattr(indexes.active.vectors, "vectors", moved)
+    writer = IndexWriter(catalog, indexes, lambda _: None, lambda *_: None)
+    writer.start()
+    try:
+        assert reached.wait(30)
+        writer.rebuild("asked for")
+        asked.set()
+        eventually(lambda: not writer.rebuilding)
+    finally:
+        asked.set()
+        writer.stop()
+    assert (reason(catalog), catalog.wanted_index()) == ("asked for", None)
+    assert sum(map(len, embedder.batches)) == 3, "vectors are made anew"
+    assert list(differences(catalog, indexes.active, files=True)) == []
+    assert not compacting.lexical.path.exists()
+
+
+def test_a_compaction_that_ends_leaves_the_wish(catalog: Catalog, indexes: Indexes) -> None:
+    catalog.want_index("asked for")
+    catalog.want_index("asked again")
+    indexes.build(COMPACT)
+    indexes.swap()
+    assert catalog.wanted_index() == "asked again"
+    indexes.build("another embedding model")
+    indexes.swap()
+    assert catalog.wanted_index() is None
+
+
+def to_embed(catalog: Catalog, name: str, chunks: int) -> Job:
+    """A document whose text is read, with this many chunks."""
+    document, job = accept(catalog, name.encode(), name=name)
+    texts = [f"{name} {n}" for n in range(chunks)]
+    parts = [
+        Chunk(chunk_id(document.id, n, text), document.id, n, n + 1, 0, len(text), text) for n, text in enumerate(texts)
+    ]
+    assert catalog.put_text(job, [Page(n + 1, text) for n, text in enumerate(texts)], parts, (), chunks, "1")
+    return job
+
+
+@pytest.mark.parametrize(("aging", "first"), [(0, "small"), (10**9, "large")])
+def test_small_documents_are_embedded_first_but_large_ones_in_their_time(
+    catalog: Catalog, aging: int, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "AGING_CHUNKS", aging)
+    reached, go = threading.Event(), threading.Event()
+
+    def before() -> None:
+        reached.set()
+        assert go.wait(30)
+
+    embedder = Counting(before)
+    indexes = opened(catalog, embedder)
+    large = to_embed(catalog, "large", 5 * indexing.BATCH_CHUNKS)
+    ended: list[str] = []
+
+    def changed(job_id: str) -> None:
+        if catalog.job(job_id).done:
+            ended.append(job_id)
+
+    writer = IndexWriter(catalog, indexes, changed, lambda *_: None)
+    writer.start()
+    try:
+        assert reached.wait(30)
+        small = to_embed(catalog, "small", 2)  # comes while the large one's first batch is embedded
+        go.set()
+        writer.wake()
+        eventually(lambda: not catalog.open_jobs())
+    finally:
+        go.set()
+        writer.stop()
+    assert {text.split()[0] for text in embedder.batches[0]} == {"large"}
+    assert embedder.batches[1][0].split()[0] == first
+    order = [small.id, large.id]
+    assert ended == (order if first == "small" else order[::-1])
 
 
 def test_a_filter_is_right_however_few_of_the_nearest_it_lets_through(

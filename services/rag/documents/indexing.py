@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from services.rag.errors import NotFound, RagError
 from services.rag.store.catalog import Catalog
+from services.rag.store.generations import COMPACT
 from services.rag.store.index import Index, Indexes
 from services.rag.store.records import Chunk, Document, Job
 from services.rag.store.verify import compare
@@ -28,7 +29,6 @@ HELD_CHUNKS = 20_000
 AGING_CHUNKS = 20
 # A deleted vector stays in Chroma's graph as dead weight: past both of these the graph is made anew, from its own vectors.
 COMPACT_DELETED, COMPACT_SHARE = 1000, 0.3
-COMPACT = "compact"
 RETRY_SECONDS = 5.0
 
 
@@ -74,7 +74,6 @@ class IndexWriter:
         self._built_chunks = 0
         self._rebuild_total = 0
         self._rebuild_error: str | None = None
-        self._wanted: str | None = None
         self._noted: set[str] = set()  # documents whose notes the indexes may lack, or have too many of
         self._checked = False
         self._seconds_a_chunk: float | None = None
@@ -104,8 +103,8 @@ class IndexWriter:
         return self._seconds_a_chunk
 
     def rebuild(self, reason: str) -> None:
-        """Make a new generation from the catalog beside the one that answers, then swap."""
-        self._wanted = reason
+        """Make a new generation from the catalog beside the one that answers, then swap. The wish outlives a kill."""
+        self._catalog.want_index(reason)
         self._wake.set()
 
     @property
@@ -117,7 +116,8 @@ class IndexWriter:
             if repairs := self._repairs:
                 lacking = sum(len(p.missing) for p in repairs)
                 return Rebuild("what the index lacked is made again", lacking, 0, self._rebuild_error)
-            return None if self._wanted is None else Rebuild(self._wanted, self._rebuild_total, 0, self._rebuild_error)
+            wanted = self._catalog.wanted_index()
+            return None if wanted is None else Rebuild(wanted, self._rebuild_total, 0, self._rebuild_error)
         return Rebuild(building.row.reason, self._rebuild_total, self._built_chunks, self._rebuild_error)
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -335,13 +335,14 @@ class IndexWriter:
 
     def _rebuild(self) -> bool:
         """One batch of the generation that is being built. Returns whether there was anything to do."""
-        index = self._indexes.building
-        if index is None:
-            reason = self._wanted or (COMPACT if self._heavy() else None)
+        index, wanted = self._indexes.building, self._catalog.wanted_index()
+        if index is None or (wanted is not None and index.row.reason == COMPACT):
+            reason = wanted or (COMPACT if self._heavy() else None)
             if reason is None:
                 return False
+            self._built.clear()  # of the generation before, if it ended in an error
+            self._plan, self._built_chunks = [], 0
             index = self._indexes.build(reason)
-        self._wanted = None
         if not self._plan:
             documents = self._catalog.documents(status="indexed")
             self._rebuild_total = sum(d.chunks or 0 for d in documents)

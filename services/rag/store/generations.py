@@ -7,6 +7,9 @@ from typing import Literal
 from services.rag.store.part import Part
 from services.rag.store.records import IndexRow
 
+# The reason of a generation into which vectors are moved; for every other reason they are made anew.
+COMPACT = "compact"
+
 
 class Generations(Part):
     def index(self, state: Literal["active", "building"]) -> IndexRow | None:
@@ -40,6 +43,26 @@ class Generations(Part):
         with self._database.transaction() as db:
             db.execute("DELETE FROM indexes WHERE state = 'active'")
             db.execute("UPDATE indexes SET state = 'active' WHERE generation = ?", (generation,))
+            # What was asked for is there now; a generation of moved vectors is not what was meant.
+            db.execute(
+                "DELETE FROM indexes WHERE state = 'wanted'"
+                " AND EXISTS (SELECT 1 FROM indexes WHERE state = 'active' AND reason != ?)",
+                (COMPACT,),
+            )
+
+    def want_index(self, reason: str) -> None:
+        """Note that a new generation is asked for, until one answers whose vectors were made anew."""
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM indexes WHERE state = 'wanted'")
+            db.execute(
+                "INSERT INTO indexes SELECT max(generation) + 1, '', '', 'wanted', ?, 0, ? FROM indexes",
+                (reason, time.time()),
+            )
+
+    def wanted_index(self) -> str | None:
+        """Why a new generation is asked for; None where none is."""
+        row = self._db.execute("SELECT reason FROM indexes WHERE state = 'wanted'").fetchone()
+        return None if row is None else str(row["reason"])
 
     def removals(self) -> list[tuple[str, str]]:
         """(document id, collection id) of what the indexes still have to let go of."""

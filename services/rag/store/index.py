@@ -18,6 +18,7 @@ from services.rag.context import Context, contexts, embedded
 from services.rag.errors import StorageError
 from services.rag.store.catalog import Catalog
 from services.rag.store.chroma import Chroma, ChromaDamaged, VectorStore
+from services.rag.store.generations import COMPACT
 from services.rag.store.lexical import LexicalIndex
 from services.rag.store.records import NOTE, Chunk, Document, IndexRow
 
@@ -234,10 +235,15 @@ class Indexes:
             index.release()
 
     def build(self, reason: str) -> Index:
-        """Begin a new generation (the one under way, if there is one)."""
-        if self.building is None:
-            row = self._catalog.add_index("building", self.embedder.fingerprint, self.embedder.model_id, reason)
-            self.building = self._open(row, self.embedder)
+        """Begin a new generation. One that is under way goes on instead, unless it only compacts and more is asked for:
+        it moves the very vectors that may be what is wrong."""
+        old = self.building
+        if old is not None and (old.row.reason != COMPACT or reason == COMPACT):
+            return old
+        row = self._catalog.add_index("building", self.embedder.fingerprint, self.embedder.model_id, reason)
+        self.building = self._open(row, self.embedder)
+        if old is not None:
+            old.drop()
         return self.building
 
     def swap(self) -> None:

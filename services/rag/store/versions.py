@@ -35,8 +35,8 @@ class Versions(Trash, Texts):
     ) -> tuple[Document, Job]:
         """Take the file at ``incoming`` (in ``incoming_dir``) as a document and queue its job, durably.
 
-        The same content again gives the document that is there, with its latest job; it is read again when it failed, was
-        cancelled, or has failed pages that another ``reader`` (how files are read now) may do better. One that lies in the
+        The same content again gives the document that is there, under the name it now has, with its latest job; it is read
+        again when it failed, was cancelled, or has failed pages that another ``reader`` (how files are read now) may do better. One that lies in the
         trash comes back. ``replace`` names the document that this one takes the place of once it is indexed; one of the same
         name is replaced in any case.
         """
@@ -88,7 +88,8 @@ class Versions(Trash, Texts):
         deleted = known.status == "deleted"
         if deleted:
             self._revive(db, known.id)
-            db.execute("UPDATE documents SET filename = ? WHERE id = ?", (filename, known.id))
+        # A file that was renamed: under its old name another one may come, and must not take this one's place.
+        db.execute("UPDATE documents SET filename = ? WHERE id = ?", (filename, known.id))
         if replace is not None and replace != known.id:
             db.execute("UPDATE documents SET replaces = ? WHERE id = ?", (replace, known.id))
         # Of one name it is the newest version now, also where a later one had taken its place.
@@ -98,7 +99,6 @@ class Versions(Trash, Texts):
         ).fetchone()
         outdated = known.reader != reader and (failed_pages is not None or known.status != "indexed")
         if known.status in ("failed", "cancelled") or (outdated and known.status in ("indexed", "deleted")):
-            db.execute("UPDATE documents SET filename = ? WHERE id = ?", (filename, known.id))
             self._forget_text(db, known)
             return self._queue(db, known.id, password), False
         if deleted:
