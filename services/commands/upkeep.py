@@ -16,11 +16,15 @@ from services.client import DONE, RagClient, ServiceError, persist
 from services.commands.output import UsageError, console, count, errors, safe, size
 
 _POLL_SECONDS = 0.5
+# What is less than a new index: nothing, vectors moved, or a few of them made again.
+_SMALLER = (None, "compact", "what the index lacked is made again")
 _BLOCK = 512  # of a tar
 
 
 def reindex(arguments: argparse.Namespace, client: RagClient) -> int:
-    state = client.rebuild()  # one that is under way goes on: a second command only looks on
+    state = client.index()
+    if (state.get("rebuild") or {}).get("reason") in _SMALLER:  # else it is under way: a second command only looks on
+        state = client.rebuild()
     if arguments.no_wait:
         console.print(
             f"the index is being rebuilt ({_chunks(state)}); searches go on; 'docduet reindex' shows progress"
