@@ -49,6 +49,7 @@ _EMBEDDED = Calibration(
     hybrid=Model((1.73, 5.40, 5.86, 5.20, -1.30, 1.30), 0.238, 0.344, -6.09, 7.46, 1.081, -4.043),
     words=Model((0.0, 10.73, 7.21, 7.40, 0.98, 0.0), 0.119, 0.409, -3.79, 4.64, 0.0, 0.0),
     background=_E5_BACKGROUND,
+    size=256,
 )
 CALIBRATIONS = {"embedded": _EMBEDDED}
 # For an embedder that nobody calibrated. The features have no scale, but how much nearness tells is the embedder's: it counts
@@ -56,6 +57,7 @@ CALIBRATIONS = {"embedded": _EMBEDDED}
 DEFAULT = Calibration(
     hybrid=Model((0.866, 5.40, 5.86, 5.20, -1.30, 0.65), 0.239, 0.462, -5.23, 5.14, 0.0, 0.0),
     words=_EMBEDDED.words,
+    size=_EMBEDDED.size,
 )
 
 

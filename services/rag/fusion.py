@@ -7,6 +7,7 @@ how much better the first is than the second (Bruch, Gai and Ingber, "An Analysi
 Retrieval", ACM TOIS 2023).
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ class Calibration:
     hybrid: Model
     words: Model
     background: tuple[tuple[bool, bool, float, float], ...] = ()
+    # Chunks in the smallest collection that it was fitted on; 0 where it was fitted on the user's own.
+    size: int = 0
 
     def __post_init__(self) -> None:
         if any(len(model.weights) != len(FEATURES) for model in (self.hybrid, self.words)):
@@ -68,6 +71,20 @@ class Calibration:
     def prior(self, cjk: bool) -> dict[bool, tuple[float, float]]:
         """The background of a question, by whether a chunk is CJK."""
         return {of: (mean, deviation) for asked, of, mean, deviation in self.background if asked == cjk}
+
+
+def hedged(probabilities: Array, chunks: int, size: int) -> Array:
+    """Probabilities drawn towards a half where only ``chunks`` are searched, fewer than ``size``.
+
+    In one manual every page has the manual's words, and little stands out: what was fitted on many documents is then too
+    sure of itself, and would refuse a question in other words than the page's. Their order stays. Fewer than a fifth of
+    ``size`` count as a fifth: what has not a word of the question can be told in one chunk.
+    """
+    chunks = max(chunks, size // 5)
+    if chunks >= size:
+        return probabilities
+    inner = np.clip(probabilities, 1e-9, 1 - 1e-9)
+    return np.asarray(1.0 / (1.0 + (1.0 / inner - 1.0) ** math.sqrt(chunks / size)))
 
 
 def contrast(scores: Array, pages: Sequence[Hashable], ordinary: float) -> float:

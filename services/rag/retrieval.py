@@ -21,7 +21,7 @@ import numpy.typing as npt
 from services.rag.background import Backgrounds
 from services.rag.calibration import Calibrations, Sample
 from services.rag.errors import InvalidRequest, NotFound, RagError
-from services.rag.fusion import Calibration
+from services.rag.fusion import Calibration, hedged
 from services.rag.passages import Passage, joined
 from services.rag.relevance import Array, Asked, Background, Row, features
 from services.rag.store.catalog import Catalog
@@ -152,7 +152,8 @@ class Retriever:
             values = self._features(index, collection, query, hits.vector, rows)
             calibration = _calibration(self._calibrations, index)
         model = calibration.words if hits.vector is None else calibration.hybrid
-        probabilities = model.probabilities(values, [row.page for row in rows])
+        searched = self._catalog.chunk_count(collection.id, within)
+        probabilities = hedged(model.probabilities(values, [row.page for row in rows]), searched, calibration.size)
         if mode == "dense" and hits.vector is not None:
             scores = _by_rank(candidates, hits.dense)
         elif mode == "lexical" or hits.vector is None:
@@ -160,6 +161,9 @@ class Retriever:
         else:
             scores = model.scores(values)
         order = sorted(range(len(candidates)), key=lambda i: (-scores[i], candidates[i].chunk.id))
+        if mode == "hybrid":
+            # The probabilities of two scripts are not on one line; what comes first is at least as probable as what follows.
+            probabilities[order] = np.maximum.accumulate(probabilities[order][::-1])[::-1]
         if mode == "hybrid" and self._reranker is not None:
             order = self._reranked(self._reranker, query, candidates, order)
         ranked = [candidates[i] for i in order]

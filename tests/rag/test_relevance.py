@@ -23,7 +23,7 @@ from services.rag.calibration import (
     threshold,
 )
 from services.rag.errors import InvalidRequest
-from services.rag.fusion import Calibration, Model
+from services.rag.fusion import Calibration, Model, hedged
 from services.rag.relevance import FEATURES, Array, Asked, Background, Row, coverage, features, is_cjk
 from services.rag.terms import indexed
 
@@ -197,6 +197,23 @@ def test_two_editions_that_are_both_right_are_not_refused() -> None:
     model = CALIBRATIONS["embedded"].hybrid
     alone, both = candidates(0.8, *[0.2] * 8, nearness=4.0), candidates(0.8, 0.8, *[0.2] * 8, nearness=4.0)
     assert model.probabilities(both, range(10))[0] == pytest.approx(model.probabilities(alone, range(9))[0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.integers(0, 300), st.integers(0, 300))
+def test_fewer_chunks_tell_less_and_keep_the_order(found: list[float], chunks: int, more: int) -> None:
+    given = np.array(sorted(found))
+    few, many = hedged(given, chunks, 256), hedged(given, chunks + more, 256)
+    for values in (few, many):
+        assert ((values >= 0) & (values <= 1)).all()
+        assert (np.diff(values) >= -1e-12).all()
+    assert (abs(few - 0.5) <= abs(many - 0.5) + 1e-9).all()
+    assert (hedged(given, 256, 256) == given).all()
+
+
+def test_one_manual_is_not_too_small_for_an_answer() -> None:
+    """A probability of 0.09 in many documents refuses; in the 57 chunks of two manuals it does not, and 0.003 does."""
+    assert (hedged(np.array([0.09, 0.003]), 57, 256) > 0.23).tolist() == [True, False]
+    assert (hedged(np.array([0.09, 0.003]), 2, 256) > 0.23).tolist() == [True, False]
 
 
 # -- calibration

@@ -1,6 +1,7 @@
 """Documents: what is known of each, but for its text."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from services.rag.errors import Conflict, NotFound
@@ -42,6 +43,15 @@ class Documents(Collections):
             (collection_id,),
         )
         return [(row[0], row[1], json.loads(row[2])) for row in rows]
+
+    def chunk_count(self, collection_id: str, doc_ids: Sequence[str] | None = None) -> int:
+        """Chunks of the indexed documents of a collection, or of those of them that are named."""
+        only = "" if doc_ids is None else " AND id IN (SELECT value FROM json_each(?))"
+        (count,) = self._db.execute(
+            f"SELECT coalesce(sum(chunks), 0) FROM documents WHERE collection_id = ? AND status = 'indexed'{only}",  # noqa: S608
+            (collection_id, *([] if doc_ids is None else [json.dumps(list(doc_ids))])),
+        ).fetchone()
+        return int(count)
 
     def update_document(
         self, doc_id: str, *, filename: str | None = None, metadata: Metadata | None = None
