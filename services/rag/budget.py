@@ -46,8 +46,10 @@ class Budget:
         self._passage_tokens = passage_tokens
         self._counts: OrderedDict[tuple[str, str], int] = OrderedDict()
 
-    async def fit(self, state: dict[str, Any], found: Sequence[Passage]) -> dict[str, Any]:
+    async def fit(self, state: dict[str, Any], found: Sequence[Passage], asked: Sequence[str] = ()) -> dict[str, Any]:
         """What of ``found`` (best first) and of the state's history the model reads.
+
+        ``asked`` is what ends each prompt, where that is not the state's question: there is room for the longest.
 
         Returns:
             ``passages``, in a stable order, whole but for the last that fitted; ``history``, its newest turns; ``options``
@@ -58,20 +60,21 @@ class Budget:
             ModelRejected: the context does not hold the rules, the question, a piece of a passage and a short answer.
         """
         options, question = state["options"], state["standalone"]
+        questions = list(dict.fromkeys([question, *asked]))
         if not found:
             return {"passages": []}
         name = await self._model.model_name()
         context = self._model.context or ASSUMED_CONTEXT
         history = recent(state["history"], min(HISTORY_TOKENS, context // HISTORY_SHARE))
-        language = language_of(question)
-        fixed, *costs = await asyncio.gather(
-            self._model.count_tokens(answer_messages(question, [], history)),
-            *(self._count(name, block(passage, language, question)) for passage in found),
+        prompts, costs = await asyncio.gather(
+            asyncio.gather(*(self._model.count_tokens(answer_messages(q, [], history)) for q in questions)),
+            asyncio.gather(*(self._priciest(name, passage, questions) for passage in found)),
         )
+        fixed = max(prompts)
         context = self._model.context or context
         room = context - fixed
         if room < MIN_ANSWER_TOKENS + MIN_PASSAGE_TOKENS:
-            if estimate_tokens(question) > context // 2:
+            if max(map(estimate_tokens, questions)) > context // 2:
                 raise InvalidRequest(
                     f"the question is too long: with the rules it takes {fixed} of the model's {context} tokens",
                     param="question",
@@ -85,7 +88,7 @@ class Budget:
         chosen, rest = fill([Priced(p, c + _SEAM) for p, c in zip(found, costs, strict=True)], for_passages)
         used = sum(priced.tokens for priced in chosen)
         if rest is not None and (cut := excerpt(rest.passage, question, for_passages - used, rest.tokens)):
-            counted = await self._count(name, block(cut, language, question)) + _SEAM
+            counted = await self._priciest(name, cut, questions) + _SEAM
             if used + counted <= for_passages or not chosen:
                 chosen.append(Priced(cut, counted))
                 used += counted
@@ -94,6 +97,11 @@ class Budget:
             "history": history,
             "options": {**options, "max_tokens": min(options["max_tokens"], max(room - used, MIN_ANSWER_TOKENS // 2))},
         }
+
+    async def _priciest(self, name: str, passage: Passage, questions: Sequence[str]) -> int:
+        """What ``passage`` takes in the prompt in which it takes most: its block may depend on the question."""
+        texts = {block(passage, language_of(question), question) for question in questions}
+        return max(await asyncio.gather(*(self._count(name, text) for text in texts)))
 
     async def _count(self, name: str, text: str) -> int:
         key = (name, text)

@@ -95,7 +95,9 @@ class Chain:
             rankings = await asyncio.gather(*(self._search(query, state) for query in _queries(asked)))
         found = [any(f.score >= self._settings.refusal_threshold for f in ranking) for ranking in rankings]
         fitted = await self._budget.fit(
-            state, _best(r for r, any_found in zip(rankings, found, strict=True) if any_found)
+            state,
+            _best(r for r, any_found in zip(rankings, found, strict=True) if any_found),
+            [_prompt(state["standalone"], asked, at) for at, any_found in enumerate(found) if any_found],
         )
         return {**state, **fitted, "parts": list(zip(asked, found, strict=True))}
 
@@ -110,7 +112,7 @@ class Chain:
         )
 
     async def _answer(self, states: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-        """Yields the state once, then ``{"text": piece}`` as the model writes.
+        """Yields the state once, then ``{"text": piece}`` as the model writes; ``{"ended": True}`` where the guard ended it.
 
         Several questions are answered one after the other, each under its own words.
         """
@@ -128,24 +130,24 @@ class Chain:
                 if not found:
                     yield AddableDict(text=_STOP[language].format(UNKNOWN[language]))
                     continue
-                question = within(state["standalone"], part, language) if leaning(asked, at) else part
-                said = ""
-                async with aclosing(self._written(state, question)) as pieces:
+                question = _prompt(state["standalone"], asked, at)
+                said, guard = "", _guard(state, question)
+                async with aclosing(self._written(state, question, guard)) as pieces:
                     async for text in pieces:
                         said += text
                         yield AddableDict(text=text)
+                if guard.leaked:
+                    yield AddableDict(ended=True)
                 if not said.strip():
                     yield AddableDict(text=_STOP[language].format(UNKNOWN[language]))
                 elif not is_refusal(said) and (told := conflict(part, state["passages"])) and untold(said, told):
                     one, other = ((s.passage.filename, s.quote) for s in told)
                     yield AddableDict(text=disagreement(one, other, language))
 
-    async def _written(self, state: dict[str, Any], question: str) -> AsyncGenerator[str, None]:
+    async def _written(self, state: dict[str, Any], question: str, guard: Guard) -> AsyncGenerator[str, None]:
         """What the model writes, but for what no answer may hold."""
-        options, passages = state["options"], state["passages"]
-        messages = answer_messages(question, passages, state["history"])
-        known = [*(p.text for p in passages), *(human for human, _ in state["history"]), question]
-        guard = Guard(RULES[language_of(question)], known)
+        options = state["options"]
+        messages = answer_messages(question, state["passages"], state["history"])
         with self._metrics.stage("answer"):
             stream = self._model.stream(messages, max_tokens=options["max_tokens"], temperature=options["temperature"])
             async with aclosing(stream):
@@ -162,6 +164,16 @@ class Chain:
 def _queries(asked: list[str]) -> list[str]:
     """What is searched for each question: a part that leans is searched with the one before it."""
     return [f"{asked[at - 1]} {part}" if leaning(asked, at) else part for at, part in enumerate(asked)]
+
+
+def _prompt(message: str, asked: list[str], at: int) -> str:
+    """What the model is asked for a part: by itself, or, where it leans on those before it, as a part of ``message``."""
+    return within(message, asked[at], language_of(message)) if leaning(asked, at) else asked[at]
+
+
+def _guard(state: dict[str, Any], question: str) -> Guard:
+    known = [*(p.text for p in state["passages"]), *(human for human, _ in state["history"]), question]
+    return Guard(RULES[language_of(question)], known)
 
 
 def _best(rankings: Iterable[list[Passage]]) -> list[Passage]:

@@ -11,18 +11,31 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 from services.rag.answer_text import Sentence
+from services.rag.binding import of_another
+from services.rag.denials import (
+    CLAUSES,
+    NOT_WORDS,
+    Denied,
+    Reply,
+    denied,
+    denied_elsewhere,
+    denies,
+    negated,
+    reply,
+    says_not,
+    words,
+)
 from services.rag.documents.chunking import sentences
 from services.rag.documents.reflow import CJK
 from services.rag.orders import is_evidence
 from services.rag.passages import Passage
 from services.rag.prompts import is_refusal, neutral
 from services.rag.quantities import Quantity, held, held_ones, missing, quantities, without
-from services.rag.terms import content_terms, stem
 
 # Shares of a sentence's weight that a quote must hold: of all its words, and of those that the question did not bring in,
 # since an answer repeats the question's words whether it is right or not.
@@ -75,8 +88,10 @@ class _Place:
     numbers: dict[str, set[str]]
     ones: frozenset[str]
     negated: bool
-    denied: tuple[tuple[str, ...], ...]  # of each clause that says "not", what it says so of
+    denied: tuple[Denied, ...]
     wide: bool  # CJK text
+    row: bool  # of a table
+    text: str
 
 
 @dataclass(frozen=True)
@@ -87,9 +102,11 @@ class _Claim:
     novel: frozenset[str]
     novel_total: float
     numbers: tuple[Quantity, ...]  # those that are claimed
+    says_not: bool
     negated: bool  # the claim itself, or the question that it answers
     wide: bool
     hints: tuple[int, ...]
+    replied: bool = False  # the claim is the question's, the answer a yes or no
 
 
 class Evidence:
@@ -104,6 +121,8 @@ class Evidence:
         """The spans that bear ``sentence`` out, or why none does; None where it claims nothing."""
         if len(sentence.text) > LONGEST_SENTENCE:
             return Unsupported("no_source")
+        if sentence.kind == "prose" and (replied := reply(self._question, sentence.text)):
+            return self._replied(replied, sentence.hints)
         if not claims(sentence, self._names):
             return None
         claim = self._claim(sentence.text, sentence.hints)
@@ -124,7 +143,7 @@ class Evidence:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        return frozenset(t for p in self._passages for name in (p.filename, p.label) for t in _words(name))
+        return frozenset(t for p in self._passages for name in (p.filename, p.label) for t in words(name))
 
     @cached_property
     def _name_numbers(self) -> dict[str, set[str]]:
@@ -132,7 +151,7 @@ class Evidence:
 
     @cached_property
     def _asked(self) -> frozenset[str]:
-        return _words(self._question)
+        return words(self._question)
 
     @cached_property
     def _places(self) -> list[_Place]:
@@ -145,7 +164,7 @@ class Evidence:
                 row = text.startswith("|")
                 if (row and not any(c.isalnum() for c in text)) or not is_evidence(neutral(text), self._question):
                     continue
-                terms = _words(text)
+                terms = words(text)
                 if row and not in_table:
                     head = terms
                 in_table = row
@@ -157,9 +176,11 @@ class Evidence:
                         terms | head if row else terms,
                         held(quantities(text)),
                         frozenset(held_ones(text)),
-                        bool(_NEGATED.search(text)),
-                        tuple(_denied(text)),
+                        negated(text),
+                        tuple(denied(text)),
                         _is_wide(text),
+                        row,
+                        text,
                     )
                 )
         return out
@@ -177,8 +198,9 @@ class Evidence:
 
     def _claim(self, text: str, hints: tuple[int, ...] = ()) -> _Claim:
         text = _LEAD.sub("", text)
-        words = without(text)
-        wanted = _words(_HOLLOW.sub(" ", words)) or _words(words)
+        plain = without(text)
+        wanted = words(_HOLLOW.sub(" ", plain)) or words(plain)
+        wanted = wanted - NOT_WORDS or wanted
         weights = {term: self._weight(term) for term in wanted}
         novel = wanted - self._asked
         # A number is a word of weight: the same value in other characters is the same word.
@@ -191,7 +213,8 @@ class Evidence:
             novel,
             sum(weights[t] for t in novel) + figures,
             numbers,
-            bool(_NEGATED.search(text) or _NEGATED.search(self._question)),
+            says_not(text),
+            negated(text) or negated(self._question),
             _is_wide(text),
             hints,
         )
@@ -206,28 +229,32 @@ class Evidence:
             if score is None or _contradicts(claim, places) or self._missing(claim, places):
                 continue
             rank = (self._rank(claim, places, terms, score), -(places[-1].end - places[0].start))
-            if (best is None or rank > best[0]) and not self._misbound(claim, places):
+            if (best is None or rank > best[0]) and not self._elsewhere(claim, places):
                 best = rank, places, score
         return self._cut(claim, best[1], best[2]) if best else None
 
-    def _misbound(self, claim: _Claim, places: list[_Place]) -> bool:
-        """Whether the quote has the claim's number, but of something else: "soft 90 s, hard 2 h" for "soft 2 h".
-
-        So it is where the clause that has the number has nothing of the claim that another clause lacks, and that other
-        clause, with a number of its own, has.
-        """
-        text = self._passages[places[0].passage].text[places[0].start : places[-1].end]
-        clauses = [(_words(part), held(quantities(part))) for part in _CLAUSES.split(text)]
-        if len(clauses) < 2 or not 1 <= len(claim.numbers) <= MOST_NUMBERS:
-            return False
-        units = _words(" ".join(q.unit for q in claim.numbers))
+    def _elsewhere(self, claim: _Claim, places: list[_Place]) -> bool:
+        """Whether the quote has the claim's number, or its "not", but says it of something else."""
+        text = self._text(places)
+        units = words(" ".join(q.unit for q in claim.numbers))
         said = claim.weights.keys() - units
-        for number in claim.numbers:
-            own = [words & said for words, numbers in clauses if not missing([number], numbers)]
-            others = [words & said for words, numbers in clauses if numbers and missing([number], numbers)]
-            if own and any(other - mine and not mine - other for other in others for mine in own[:1]) and len(own) == 1:
-                return True
-        return False
+        if said and _letters(claim.text)[0] in _letters(text)[0]:
+            return False
+        mine = frozenset().union(*(p.terms for p in places)) & said
+        passage = self._by_passage[places[0].passage]
+        if any(mine < p.terms & said and p not in places and _contradicts(claim, [p]) for p in passage):
+            return True
+        if not 1 <= len(claim.numbers) <= MOST_NUMBERS:
+            return False
+        # "90 seconds." is said of what was asked.
+        return of_another(claim.numbers, said or self._asked - units, text, places, passage, listed=not said)
+
+    @cached_property
+    def _by_passage(self) -> dict[int, list[_Place]]:
+        return {index: list(of) for index, of in itertools.groupby(self._places, key=lambda p: p.passage)}
+
+    def _text(self, places: Sequence[_Place]) -> str:
+        return self._passages[places[0].passage].text[places[0].start : places[-1].end]
 
     def _candidates(self) -> Iterator[list[_Place]]:
         for place, following in itertools.zip_longest(self._places, self._places[1:]):
@@ -260,19 +287,35 @@ class Evidence:
             given.setdefault("1", set()).update(ones)
         return missing(claim.numbers, given)
 
+    def _replied(self, replied: Reply, hints: tuple[int, ...]) -> list[Support] | Unsupported | None:
+        """A bare yes or no: what the question says, or its denial, must stand in the passages."""
+        claim = replace(
+            self._claim(replied.statement, hints),
+            novel=frozenset(),
+            novel_total=0.0,
+            says_not=replied.negative,
+            negated=replied.negative,
+            replied=True,
+        )
+        if (found := self._best(claim)) is not None:
+            return [found]
+        other = replace(claim, says_not=not replied.negative, negated=not replied.negative)
+        # A "yes" before its sentence claims no more than that does, unless the passages say "no".
+        return None if replied.hollow and self._best(other) is None else Unsupported("no_source")
+
     def _joint(self, claim: _Claim) -> list[Support]:
         """A quote for each clause of the sentence: "A is 2, while B is 3". All clauses, or none."""
         clauses: list[_Claim] = []
         begun = ""
-        for part in _CLAUSES.split(claim.text):
+        for part in CLAUSES.split(claim.text):
             # "In 1996," is true of many things: it belongs to what follows.
             begun = f"{begun}, {part}" if begun else part
             clause = self._claim(begun, claim.hints)
-            units = _words(" ".join(q.unit for q in clause.numbers))
+            units = words(" ".join(q.unit for q in clause.numbers))
             if sum(len(term) > 1 for term in clause.weights.keys() - units) >= 2:
                 clauses.append(clause)
                 begun = ""
-        if _words(begun) or not 2 <= len(clauses) <= MOST_CLAUSES:
+        if words(begun) or not 2 <= len(clauses) <= MOST_CLAUSES:
             return []
         found = [self._best(clause) for clause in clauses]
         quotes = list(dict.fromkeys(f for f in found if f is not None))
@@ -351,7 +394,7 @@ class Evidence:
         cuts = [start, *(m.end() for m in _CLAUSE.finditer(text, start, end) if m.end() < end), end]
         if len(cuts) > MOST_CUTS:
             cuts = [*cuts[: -1 : len(cuts) // MOST_CUTS + 1], end]
-        held_terms = [_words(text[a:b]) & claim.weights.keys() for a, b in itertools.pairwise(cuts)]
+        held_terms = [words(text[a:b]) & claim.weights.keys() for a, b in itertools.pairwise(cuts)]
         held_numbers = [held(quantities(text[a:b])) for a, b in itertools.pairwise(cuts)]
         whole = frozenset().union(*held_terms)
         all_numbers = held(quantities(text[start:end]))
@@ -386,7 +429,7 @@ def claims(sentence: Sentence, names: frozenset[str] = frozenset()) -> bool:
         return False
     if not text or _NOTHING.search(text) or is_refusal(text) or _POLITE.match(text):
         return False
-    terms = _words(_HOLLOW.sub(" ", text))
+    terms = words(_HOLLOW.sub(" ", text))
     named = bool(terms & names) and terms <= names | _PAGE_WORDS | {t for t in terms if t.isdigit()}
     return bool(terms) and not named
 
@@ -417,31 +460,6 @@ _HOLLOW = re.compile(
 )
 _PAGE_WORDS = frozenset("第 页 page pages p pdf docx xlsx pptx html md txt csv".split())
 _QUOTATION = re.compile(r"“([^“”]{4,})”|「([^「」]{4,})」|\"([^\"]{4,})\"")
-# Said of either side, broadly: a claim with "not" wants a source with some "not".
-_NEGATED = re.compile(
-    r"[不没沒無无未非勿莫]|禁止|严禁|嚴禁|避免|除外|缺[少乏失]|\b(?:missing|no|not|never|none|neither|nor|without|cannot|unable|fail(?:s|ed)?|lacks?|except|only|refus\w+|"
-    r"den(?:y|ies|ied)|prohibit\w*|forbid\w*|un\w{4,}|in(?:valid|active|complete)\w*)\b|n[’']t\b",
-    re.IGNORECASE,
-)
-_SAYS_NOT = re.compile(
-    r"不(?!同|过|断|仅|只|但|久|少|论|管|等|锈|可分)|没有|沒有|並非|并非|无法|無法|未曾|尚未|禁止"
-    r"|\b(?:not|never|cannot|no longer)\b|n[’']t\b",
-    re.IGNORECASE,
-)
-# Strictly: "not", as opposed to "not only", "not exceed" and their like, which set bounds.
-_DENIES = re.compile(
-    r"不(?:得(?!不)|能(?!超|高|低|多|少|大|小|晚)|可(?!分|或缺|少|超|高于|低于)|许|許|允许|允許|应(?!超|高|低|少|大|小)|應|要|会|會|予|准|宜|再|必|需|须|須|适用|適用|支持|包括|包含|含|属于|屬於|是(?!只|仅))"
-    r"|禁止|严禁|嚴禁|没有|沒有|并非|並非|无法|無法|无需|無需|无须|無須|未曾|尚未|从未|從未|切勿|请勿|請勿"
-    r"|\b(?:not(?! only| just| more| less| fewer| exceed| later| earlier| until| necessarily)|never|cannot|no longer)\b"
-    r"|\bno (?!more|less|later|earlier|fewer|doubt|matter)|n[’']t\b",
-    re.IGNORECASE,
-)
-_CONDITION = re.compile(
-    r"未经|未經|除非|未|若不|如不|否则|否則|\b(?:unless|without|until|except|if|only)\b", re.IGNORECASE
-)
-# Of what is denied, more than this in a claim is the same said the other way round.
-_MOST_DENIED = 0.66
-_CLAUSES = re.compile(r"[，；]|[,;]\s|\s(?:and|while|but|whereas)\s|而且|并且|同时|以及|而(?![且言])", re.IGNORECASE)
 _CLAUSE = re.compile(r"[，,；;：:、]\s*|\s+(?=\|)|\n+")
 _WIDE = re.compile(f"[{CJK}]")
 _LATIN = re.compile(r"[A-Za-z]+")
@@ -449,33 +467,15 @@ _LATIN = re.compile(r"[A-Za-z]+")
 
 def _contradicts(claim: _Claim, places: Sequence[_Place]) -> bool:
     """A sentence that denies something is not borne out by one that denies nothing, nor the other way round."""
-    if _SAYS_NOT.search(claim.text):
-        return not any(p.negated for p in places)
-    if claim.negated or not any(place.denied for place in places):
-        return False
-    said = _words(claim.text)
-    return any(
-        denied[0] in said or sum(term in said for term in denied) > _MOST_DENIED * len(denied)
-        for place in places
-        for denied in place.denied
-    )
-
-
-def _denied(text: str) -> Iterator[tuple[str, ...]]:
-    """The words after each "not" in its clause, without those that another clause affirms."""
-    clauses = [(clause, _DENIES.search(clause)) for clause in _CLAUSES.split(text)]
-    affirmed = _words("\n".join(clause if no is None else clause[: no.start()] for clause, no in clauses))
-    for clause, no in clauses:
-        # Two make a condition: "not without approval".
-        if no is not None and len(_DENIES.findall(clause)) == 1 and not _CONDITION.search(clause[: no.start()]):
-            after = (stem(t) if t.isascii() and t.isalpha() else t for t in content_terms(clause[no.end() :]))
-            if words := tuple(dict.fromkeys(t for t in after if t not in affirmed)):
-                yield words
-
-
-def _words(text: str) -> frozenset[str]:
-    """The content words of ``text``, those of Latin script as stems."""
-    return frozenset(stem(term) if term.isascii() and term.isalpha() else term for term in content_terms(text))
+    said = frozenset(claim.weights) if claim.replied else words(claim.text)
+    if claim.replied and places[0].text.endswith(("?", "？")):
+        # A question states nothing; the sentence after it may answer.
+        return len(places) == 1 or says_not(places[1].text) != claim.says_not
+    denying = any(denies(p.denied, claim.text, said, claim.replied) for p in places)
+    if claim.says_not:
+        there = denying if claim.replied else any(p.negated for p in places)
+        return not there or denied_elsewhere([p.text for p in places], claim.weights)
+    return denying and not claim.negated
 
 
 def _is_wide(text: str) -> bool:

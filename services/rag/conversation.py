@@ -31,6 +31,7 @@ class Conversation:
             ticket = self._sessions.enter(caller.get(), state["session_id"])
             state = {**state, "history": ticket.history, "ticket": ticket}
         question, history = state["question"], _without_markers(state["history"])
+        state = {**state, "history": history}
         if "reply" in state or not leans(question, history):
             opened = open_question(question)
             alone = opened.body if history and opened.opening == "correction" and opened.body else question
@@ -71,4 +72,4 @@ class Conversation:
 
 def _without_markers(history: list[Turn]) -> list[Turn]:
     """Our own answers come back with their markers; those are nothing that was said."""
-    return [(human, re.sub(r"\[(?:\d{1,3}|\?)\]", "", ai)) for human, ai in history]
+    return [(human, re.sub(r"[ \t]?\[(?:\d{1,3}|\?)\]", "", ai)) for human, ai in history]

@@ -5,10 +5,11 @@ the text alone: the service's own rules read out, and an address that carries so
 that a client loads by itself, a link that is in no document).
 """
 
+import html
 import re
 from collections.abc import Iterable
 
-from services.rag.documents.reflow import CJK
+from services.rag.documents.reflow import CJK, CJK_PUNCTUATION
 
 # A run shared with the rules is a leak from here on; a CJK character weighs three Latin ones. "The passages do not contain the
 # answer" and "资料里没有答案" are shared with them by right, and are shorter.
@@ -18,20 +19,48 @@ _HELD_WEIGHT = 12
 _HELD_CHARACTERS = 600
 
 _CJK_CHARACTER = re.compile(f"[{CJK}]")
+_NET = ("https://", "http://", "ftps://", "ftp://", "wss://", "ws://")
+_OTHER = ("file:", "data:", "javascript:")
 _SCHEME = r"(?:https?|ftps?|wss?|file|data|javascript)"
-_ADDRESS = rf"{_SCHEME}:[^\s<>\"'`，。；、！？（）“”‘’《》【】\[\]]+"
+# "metadata:title" has no scheme. Text in Chinese goes on behind an address without a space, and a mark of Markdown ends one,
+# but for a "*" with more of an address behind it.
+_START = rf"(?:(?<![A-Za-z]){_SCHEME}:|{'|'.join(_NET)})"
+_ADDRESS = rf"{_START}(?:[^\s<>\"'`*|\[\]{CJK}{CJK_PUNCTUATION}«»–•→]|\*+(?=[A-Za-z0-9?=&/%#]))++"
+_OUTWARD = rf"(?:{_SCHEME}:|[/\\]{{2}}|www\.)"
+_LEADS_OUT = re.compile(_OUTWARD, re.IGNORECASE)
+# Tags that load something as soon as they are shown; and any tag, since a style may.
+_LOADS = frozenset(
+    "img image picture source iframe frame embed object video audio track link script style svg use input base meta portal".split()
+)
+_RUNS = frozenset(("script", "style"))  # by what stands behind them
+_LOADING = re.compile(r"[/\\]{2}|url\s*\(|\bon\w+\s*=|&#", re.IGNORECASE)
+# Nothing here is tried twice: what is repeated gives nothing back.
 _MARKUP = re.compile(
-    rf"(?P<picture>!?)\[(?P<text>[^\[\]\n]*)\]\(\s*<?(?P<address>[^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*)*)>?[^()\n]*\)"
+    r"(?P<picture>!?)\[(?P<text>[^\[\]\n]*+)\]"
+    r"\(\s*+<?(?P<address>[^\s<>()]*+(?:\([^\s<>()]*+\)[^\s<>()]*+)*+)>?[^()\n]*+\)"
+    # "Well![1][2]" is a picture of nothing.
+    r"|!\[(?P<alt>(?!\d+\])[^\[\]\n]*+)\]\[[^\[\]\n]*+\]"
+    # A link with brackets in its text or in its title, or without an end; what a reference stands for.
+    rf"|(?P<hung>\]\(\s*+<?|\]:\s*+<?(?=[/\\]{{2}}|www\.))(?P<there>{_OUTWARD}[^\s<>()]++)|(?P<gap>\]\(\s{{40}})"
+    r"|<(?P<tag>[A-Za-z][A-Za-z0-9-]*+)(?=[\s/>])(?P<inner>[^<>]*+)(?P<end>>?)"
     rf"|(?P<bare>{_ADDRESS})",
     re.IGNORECASE,
 )
-_LEADS_OUT = re.compile(rf"{_SCHEME}:|//|\\\\|www\.", re.IGNORECASE)
 # What may still become one of these when more comes.
+_PARTIAL, _PARTIAL_WORD = (
+    "|".join(sorted({s[:n] for s in schemes for n in range(1, len(s) + 1)}, key=len, reverse=True))
+    for schemes in (_NET, _OTHER)
+)
 _PENDING = re.compile(
-    rf"(?:!|!?\[[^\[\]\n]*(?:\](?:\([^\n]*)?)?|{_ADDRESS}|(?<![A-Za-z])(?:{_SCHEME}:?|h|ht|htt|f|ft|w|ws|fi|fil|d|da|dat|j|ja|jav|java"
-    r"|javas|javasc|javascr|javascri|javascrip))\Z",
+    r"(?:!|!?\[[^\[\]\n]*+|!\[[^\[\]\n]*+\]\[[^\[\]\n]*+"
+    r"|(?:!?\[[^\[\]\n]*+)?\](?:\(\s*+[^()\n]*+(?:\([^()\n]*+\)[^()\n]*+)*+(?:\([^()\n]*+)?|:\s*+\S*+)?"
+    rf"|<(?:[A-Za-z][A-Za-z0-9-]*+(?:[\s/][^<>]*+)?)?|{_ADDRESS}\**+|{_START}\**+|{_PARTIAL}|(?<![A-Za-z])(?:{_PARTIAL_WORD}))\Z",
     re.IGNORECASE,
 )
+_BEGINS_ADDRESS = re.compile(rf"(?<![A-Za-z])(?:{_PARTIAL}|{_PARTIAL_WORD})\Z", re.IGNORECASE)
+# What may stand behind an address and is no part of it; a slash at its end tells nothing.
+_BEHIND = ".,;:!?)*_\\"
+_TWO = re.compile(rf"([{re.escape(_BEHIND)}]+)(?={_SCHEME}:)", re.IGNORECASE)
 
 
 class Guard:
@@ -45,9 +74,10 @@ class Guard:
         self._rules, _ = _folded(rules)
         texts = list(known)
         self._known = "\n".join(_folded(text)[0] for text in texts)
-        self._addresses = "\n".join("".join(text.split()) for text in texts)
+        self._addresses = "\n".join("".join(text.split()) for text in texts).casefold()
         self._text = ""  # all of it, for a run of the rules may have begun in what was passed on
         self._passed = 0
+        self._before = ""  # the last character that was passed on
         self._markup = ""
         self.leaked = False
 
@@ -90,21 +120,84 @@ class Guard:
         return out
 
     def _links(self, text: str, *, final: bool = False) -> str:
-        text = self._markup + text
-        pending = None if final or self.leaked else _PENDING.search(text)
-        at = pending.start() if pending and len(text) - pending.start() <= _HELD_CHARACTERS else len(text)
-        self._markup = text[at:]
-        return _MARKUP.sub(self._harmless, text[:at])
+        text = self._before + self._markup + text
+        begin = len(self._before)
+        found = list(_MARKUP.finditer(text, begin))
+        at = len(text) if final or self.leaked else _undecided(text, begin, found)
+        shown = self._harmless(text[:at], begin, (match for match in found if match.start() < at))
+        self._before, self._markup = text[:at][-1:], text[at:]
+        return shown
 
-    def _harmless(self, match: re.Match[str]) -> str:
+    def _harmless(self, text: str, begin: int = 0, found: Iterable[re.Match[str]] | None = None) -> str:
+        out: list[str] = []
+        for match in _MARKUP.finditer(text) if found is None else found:
+            out += text[begin : match.start()], self._replaced(match)
+            begin = match.end()
+        return "".join([*out, text[begin:]])
+
+    def _replaced(self, match: re.Match[str]) -> str:
         if match["bare"]:
-            address = match["bare"].rstrip(".,;:!?)")
-            return match[0] if self._is_known(address) else "…" + match["bare"][len(address) :]
-        leads_out = _LEADS_OUT.match(match["address"]) and not self._is_known(match["address"])
-        return match["text"] if match["picture"] or leads_out else match[0]
+            return self._address(match["bare"])
+        if match["tag"]:
+            return self._tag(match)
+        if match["hung"]:
+            known = self._is_known(match["there"])
+            return match[0] if known else match["hung"].replace("](", "] (").rstrip("<") + "…"
+        if match["gap"]:  # longer than what can be held back
+            return "] ("
+        text = match["alt"] if match["alt"] is not None else match["text"]
+        shown = self._harmless(text)
+        if match["alt"] is not None or match["picture"] or self._leads_out(match["address"]):
+            # What is left makes no address of what stands around it: "ht![tp](x)://".
+            joined = re.match(r"[\w)>]", match.string[match.start() - 1 : match.start()])
+            return ("…" if joined else "") + shown + ("…" if _BEGINS_ADDRESS.search(shown) else "")
+        # Behind the address may stand what makes it no link, and then counts by itself.
+        return f"[{shown}{self._harmless(match[0][1 + len(text) :])}"
+
+    def _address(self, written: str) -> str:
+        if self._is_known(written):
+            return written
+        # There may be two, with nothing but a comma between.
+        pieces = _TWO.split(written)
+        return "".join(
+            piece if at % 2 or self._is_known(piece) else "…" + piece[len(piece.rstrip(_BEHIND)) :]
+            for at, piece in enumerate(pieces)
+        )
+
+    def _tag(self, match: re.Match[str]) -> str:
+        inner, loads = match["inner"], match["tag"].lower() in _LOADS
+        if not match["end"]:  # it may go on beyond what can be held back
+            rest = match["tag"] + self._harmless(inner)
+            return rest if loads else "<" + rest
+        if match["tag"].lower() in _RUNS or (loads and "=" in inner):
+            return "…"
+        if _LOADING.search(inner) and not (match["tag"].lower() == "a" and self._is_link(inner)):
+            return "…"
+        return f"<{match['tag']}{self._harmless(inner)}>"
+
+    def _is_link(self, inner: str) -> bool:
+        """Whether the attributes of a tag are an address that is known, and nothing else."""
+        found = re.fullmatch(r"\s+href\s*=\s*[\"']?([^\s\"'<>]+)[\"']?\s*", inner, re.IGNORECASE)
+        return found is not None and not self._leads_out(found[1])
+
+    def _leads_out(self, address: str) -> bool:
+        """Whether a link goes to where no document points. Entities and escapes are read as a browser does."""
+        read = re.sub(r"\\(?=[!-/:-@\[-`{-~])", "", html.unescape(address)).strip()
+        return any(_LEADS_OUT.match(a) and not self._is_known(a) for a in (address, read))
 
     def _is_known(self, address: str) -> bool:
+        address = address.rstrip(_BEHIND + "/").casefold()
         return bool(address) and address in self._addresses
+
+
+def _undecided(text: str, begin: int, found: Iterable[re.Match[str]]) -> int:
+    """Where in ``text`` something begins that more text may change."""
+    pending = _PENDING.search(text, max(begin, len(text) - _HELD_CHARACTERS))
+    for match in found:
+        # What is inside of a whole thing is decided.
+        if pending and match.start() < pending.start() < match.end():
+            pending = _PENDING.search(text, match.end())
+    return pending.start() if pending else len(text)
 
 
 def _folded(text: str) -> tuple[str, list[int]]:

@@ -58,13 +58,26 @@ def open_question(question: str) -> Opened:
         found = False
         for kind, pattern in patterns:
             # Folding changes no length here, so an offset in the folded text is one in the question.
-            match = pattern.match(body.translate(_SIMPLIFIED).lower() if len(body.lower()) == len(body) else body)
-            if match and match.end():
+            text = body.translate(_SIMPLIFIED).lower() if len(body.lower()) == len(body) else body
+            match = pattern.match(text)
+            if match and match.end() and ("says" not in match.groupdict() or _ends_word(text, match)):
                 body, found = body[match.end() :].lstrip(" ,，、。.!！:：—-"), True
                 if _STRENGTH.index(kind) > _STRENGTH.index(opening):
                     opening = kind
                 break
     return Opened(opening, body)  # type: ignore[arg-type]
+
+
+def _ends_word(text: str, match: re.Match[str]) -> bool:
+    """Whether the opening that says what is meant ends where a word ends: "我指的年假", not "我指定的联系人"."""
+    if match["says"] is None:
+        return True
+    at = 0
+    for word in rjieba.cut(text[: match.end() + 8]):
+        at += len(word)
+        if at >= match.end():
+            break
+    return at == match.end()
 
 
 def weight(text: str) -> float:
@@ -86,15 +99,21 @@ def _folded(text: str) -> str:
 
 _STRENGTH: list[str] = ["none", "aside", "continuation", "correction"]
 _END = r"(?=[\s,，、。.!！?？:：—-]|$)"
+# Behind a word that may as well be the question's own: "No smoking areas", "No-show fee", "No. 5", "Well water".
+_PAUSE = r"(?=\s*(?:[,，、。!！?？:：;；—–]|\.(?!\s*\d)|-+\s|$))"
+_PAUSE_ZH = r"(?=\s*(?:[,，。、!！?？:：;；—]|$))"
 
 _OPENINGS: dict[str, list[tuple[str, re.Pattern[str]]]] = {
     "zh": [
         (
             "correction",
             re.compile(
-                r"(?:不是(?:的|这个|那个|这样)?(?=[,，。、\s]|我)|不对(?=[,，。、\s]|我)|不(?=[,，。])|错了"
-                r"|你?(?:搞|弄|理解|答|说)错了|我(?:刚才|刚刚)?(?:是问|是说|是指|是想问|要问|问|说|指|想问)的是"
-                r"|我(?:刚才|刚刚)?(?:是问|是说|是指|是想问|指)(?:的是)?|我的意思是|应该是|改成|换成|no\b[,.，]?\s*)"
+                r"(?:不是(?:的|这个|那个|这样)?(?=[,，。、\s]|我(?:是?[问说指想要]|的意思))|不对(?=[,，。、\s]|我)|不(?=[,，。])"
+                r"|(?:你?(?:搞|弄|理解|答|说))?错了"
+                + _PAUSE_ZH
+                + r"|我(?:刚才|刚刚)?(?:是问|是说|是指|是想问|要问|问|说|指|想问)的是"
+                r"|我(?:刚才|刚刚)?(?:是问|是说|是指|是想问|指)(?P<says>)|我的意思是|应该是(?![谁哪几多怎什])"
+                r"|no(?:" + _PAUSE + r"|(?=\s*我)))"
             ),
         ),
         (
@@ -109,7 +128,7 @@ _OPENINGS: dict[str, list[tuple[str, re.Pattern[str]]]] = {
             "continuation",
             re.compile(
                 r"(?:那么|那(?![个些种样里儿边时次位款台])|还有(?=[,，、\s]|.{1,8}呢)|然后(?:呢)?|接着|所以|但是|可是|不过|而(?![且已])"
-                r"|要是|再(?=[,，])|以及|and\b|what about\b|how about\b)"
+                r"|要是|再(?=[,，])|以及|改成|换成|and\b|what about\b|how about\b)"
             ),
         ),
     ],
@@ -117,31 +136,30 @@ _OPENINGS: dict[str, list[tuple[str, re.Pattern[str]]]] = {
         (
             "correction",
             re.compile(
-                r"(?:(?:no|nope|wrong|incorrect)"
-                + _END
-                + r"|not (?:that|this|the)\b[^,.;]*[,.;—-]|sorry"
-                + _END
-                + r"|actually\b"
-                r"|i (?:actually |really )?(?:mean|meant|was asking(?: about)?|am asking(?: about)?|asked(?: about| for)?)\b"
+                r"(?:(?:no|nope|wrong|incorrect|sorry)"
+                + _PAUSE
+                + r"|(?:no|nope|sorry)(?=\s+i\b(?:'m)?\s+(?:actually |really )?(?:mean|meant|ask|asked|asking|was|am)\b)"
+                # What was not meant, and at once what was.
+                r"|not (?:that|this|the)\b(?:(?!\bbut\b)[^,.;—])*+[,.;—]+(?=\s*(?:but )?(?:the|that|those|a|an|i mean|i meant)\b(?!.*[,:]))"
+                r"|actually(?:"
+                + _PAUSE
+                + r"|(?=\s+(?:i|it|make|the|what|who|when|where|which|why|how|is|are|do|does|can)\b))"
+                r"|i (?:actually |really )?(?:mean|meant|was asking(?: about)?|am asking(?: about)?|asked(?: about| for))\b"
+                r"|i asked(?=\s+(?:what|who|when|where|which|why|how|if|whether)\b)"
                 r"|i'm asking(?: about)?\b|(?:that's|that is|it's) not what i (?:asked|meant)|make that\b|i was talking about\b)"
             ),
         ),
         (
             "aside",
             re.compile(
-                r"(?:by the way|btw\b|thanks(?: a lot)?|thank you|great"
-                + _END
+                r"(?:by the way|btw\b|thanks(?: a lot)?|thank you|(?:great|good|i see)"
+                + _PAUSE
                 + r"|ok(?:ay)?"
                 + _END
-                + r"|got it|i see"
-                + _END
-                + r"|good"
-                + _END
-                + r"|(?:another|next|new|one more|different|unrelated) (?:question|topic|thing)|on another (?:note|topic)"
-                r"|unrelated"
-                + _END
-                + r"|separately"
-                + _END
+                + r"|got it"
+                r"|(?:another|next|new|one more|different|unrelated) (?:question|topic|thing)|on another (?:note|topic)"
+                r"|(?:unrelated|separately)"
+                + _PAUSE
                 + r"|please\b|could you (?:please )?tell me\b|can you tell me\b|tell me\b)"
             ),
         ),
@@ -149,7 +167,7 @@ _OPENINGS: dict[str, list[tuple[str, re.Pattern[str]]]] = {
             "continuation",
             re.compile(
                 r"(?:and\b|but\b|so\b|or\b|also\b|then\b|well"
-                + _END
+                + _PAUSE
                 + r"|now\b,?|what about\b|how about\b|what if\b|in that case\b)"
             ),
         ),
@@ -270,7 +288,7 @@ _EXPLETIVE = re.compile(
 )
 _POINTS_BACK_EN = re.compile(
     r"\b(?:the (?:former|latter|aforementioned|above|previous|other|others|same)\b(?! \w+ (?:as|than)\b)(?! as\b)"
-    r"|(?:this|these)\b(?! (?:manual|document|guide|handbook|book|pdf|file|product|system)s?\b)"
+    r"|(?:this|these)\b(?! (?:manual|document|guide|handbook|book|pdf|file|product|system|year|month|week|quarter|season|century)s?\b)"
     r"|those\b(?! (?:who|that|which|with|of|in)\b)"
     r"|(?:anything|something|what|who|where|anyone|nothing) else\b|as you (?:said|mentioned)|you (?:just )?(?:said|mentioned)"
     r"|(?:from|in|over|stay|be|get) there\b"
@@ -333,6 +351,9 @@ def _points_back(text: str) -> bool:
 def _has_antecedent(before: str, pronoun: str) -> bool:
     """Whether a noun phrase that agrees in number stands earlier in the same question."""
     plural = pronoun.startswith("th")
+    # "Refunds policy: what does it cover?" names its topic itself.
+    if ":" in before and weight(before.split(":")[0]) >= 1:
+        return True
     for phrase in re.finditer(rf"\b{_DETERMINER} ((?:[a-z0-9.'-]+ ?){{1,3}})", before):
         head = [w for w in phrase.group(1).split() if w not in _EMPTY_EN]
         if head and any((w.endswith("s") and not w.endswith(("ss", "us", "is"))) == plural for w in head):

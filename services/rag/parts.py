@@ -7,6 +7,7 @@ each is searched and answered by itself; they share the prompt's head, which the
 import re
 
 from services.rag.documents.chunking import sentences
+from services.rag.documents.reflow import CJK, CJK_PUNCTUATION
 from services.rag.leaning import leans
 from services.rag.terms import content_terms
 
@@ -14,7 +15,14 @@ from services.rag.terms import content_terms
 MAX_PARTS = 5
 
 _ASKS = re.compile(r"[?？][”’\"'）)」』?？]*$")
-_ITEM = re.compile(r"^\s*(?:[-•*·]|[（(]?(?:\d{1,2}|[一二三四五])[)）.、．:：])\s*")
+# What is quoted, a title and an address are words of the question, whatever marks are in them. A quotation mark behind a
+# figure is inches.
+_WHOLE = re.compile(
+    r"“[^“”\n]{1,200}”|‘[^‘’\n]{1,200}’|「[^「」\n]{1,200}」|『[^『』\n]{1,200}』|《[^《》\n]{1,200}》|〈[^〈〉\n]{1,200}〉"
+    r"|«[^«»\n]{1,200}»|`[^`\n]{1,200}`|(?<![A-Za-z0-9])\"[^\"\n]{1,200}\""
+    rf"|(?:[A-Za-z][A-Za-z0-9+.-]{{1,15}}://|www\.)[^\s<>\"{CJK}{CJK_PUNCTUATION}]*[^\s<>\"{CJK}{CJK_PUNCTUATION}.,;:!?)]"
+)
+_ITEM = re.compile(r"\s*(?:[-•*·]|[（(]?(?:\d{1,2}|[一二三四五])[)）.、．:：])\s*")
 
 
 def parts(message: str) -> list[str]:
@@ -24,12 +32,14 @@ def parts(message: str) -> list[str]:
     them: then the message stays whole.
     """
     found: list[str] = []
-    for span in sentences(message):
-        sentence = message[span.start : span.end]
-        sentence = sentence[match.end() :] if (match := _ITEM.match(sentence)) else sentence
+    masked = _WHOLE.sub(lambda whole: "x" * len(whole[0]), message)
+    for span in sentences(masked):
+        item = _ITEM.match(masked, span.start, span.end)
+        start = item.end() if item else span.start
+        sentence = message[start : span.end]
         if not re.search(r"\w", sentence):
             continue
-        if not _ASKS.search(sentence) or not content_terms(sentence):
+        if not _ASKS.search(masked, start, span.end) or not content_terms(sentence):
             return [message]
         found.append(sentence)
     return found if 2 <= len(found) <= MAX_PARTS else [message]

@@ -68,12 +68,26 @@ _EN_FUNCTION = frozenset(
     "what which who whom whose when where why how is are was were do does did can could should would will the a an of in on for "
     "to from and or with explain describe list compare tell give me summarize define mean means please about".split()
 )
+# A refusal stands at the beginning, so no more than this is looked at.
+_REFUSAL_CHARACTERS = 300
+# "没有提供发票的，不予报销" begins as a refusal does and is none: without the documents as its subject, one says little more and
+# has no rule in it.
+_REFUSAL_END = (
+    r"[^，,、：:；;。.!！?？\n\d者则則应應须須需可将將请請不按得视視]{0,10}"
+    r"(?:[。.!！…\n]|\W*$|[，,](?:因此|所以|故)?(?:我)?(?:无法|無法|不能|不知道))"
+)
 _REFUSAL = re.compile(
-    r"^\W*(?:抱歉[，,]?|对不起[，,]?|對不起[，,]?|很遗憾[，,]?|根据资料[，,]?|资料中?|資料中?)?\W*"
-    r"(?:我不知道|不知道|我無法|我无法(?:回答|确定)|无法回答|無法回答|没有提到|沒有提到|没有(?:相关|提供|提及|说明|答案)|沒有(?:相關|提供|提及|說明|答案)"
-    r"|里?没有答案|未提及|未提到|未提供|未说明"
-    r"|(?:i am |i'm )?sorry\W+i (?:don.t|do not) know|i (?:don.t|do not) know"
-    r"|the (?:passages?|documents?) (?:do|does) not (?:contain|mention|provide|specify|say|state))",
+    r"^\W*+(?:很?抱歉|对不起|對不起|很遗憾|(?:i am |i['’]m )?(?:very )?sorry(?:,? but)?|unfortunately|(?:i am |i['’]m )?afraid(?: that)?)?+"
+    r"\W*+(?:我(?:也|还|並|并)?不知道|我(?:無法|无法|不能)(?:回答|确定|確定)"
+    r"|(?:根据|根據|依据|按照|从|從)?(?:提供的|给定的|上述|以上|这些|现有)*(?:资料|資料|文档|文檔|文件)(?:中|里|裡|内|內)?[，,]?(?:都|均|也|并|並)*"
+    r"(?:没有|沒有|未|无|無)(?:提到|提及|提供|说明|說明|相关|相關|答案|包含)"
+    r"|(?:根据|根據)(?:资料|資料|文档|文檔|文件)[，,](?:我不知道|不知道|无法回答|無法回答)"
+    r"|(?:不知道|无法回答|無法回答|没有提到|沒有提到|没有(?:相关|提供|提及|说明|答案)|沒有(?:相關|提供|提及|說明|答案)"
+    rf"|没有答案|未提及|未提到|未提供|未说明){_REFUSAL_END}"
+    r"|i (?:do not|don.t) know"
+    r"|(?:the|these|your) (?:provided |given )?(?:passages?|documents?) (?:do not|does not|don.t|doesn.t)"
+    r" (?:contain|mention|provide|specify|say|state)"
+    r"|there (?:is|are) no [^.!?,;:\n]{1,80} in (?:the|these|your) (?:provided |given )?(?:passages?|documents?))",
     re.IGNORECASE,
 )
 
@@ -96,7 +110,7 @@ def language_of(question: str) -> Language:
     What stands in quotation marks is mentioned, not spoken. In a mixed question function words decide ("HDFS 是什么" is
     Chinese, "What does 租约 mean?" English); without any, the more frequent script.
     """
-    spoken = re.sub(r"[\"“«「『][^\"”»」』]*[\"”»」』]", " ", question)
+    spoken = re.sub(r"[\"“«「『][^\"”»」』]{0,200}+[\"”»」』]", " ", question)
     han = len(_CJK_CHARACTER.findall(spoken))
     if not han:
         return "en"
@@ -110,7 +124,7 @@ def language_of(question: str) -> Language:
 
 def is_refusal(answer: str) -> bool:
     """Whether the model said that it does not know."""
-    return bool(_REFUSAL.match(answer.strip()))
+    return bool(_REFUSAL.match(answer[:_REFUSAL_CHARACTERS]))
 
 
 def answer_messages(question: str, passages: Sequence[Passage], history: Sequence[Turn] = ()) -> list[Message]:

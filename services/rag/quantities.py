@@ -6,10 +6,11 @@ An answer's number counts as borne out only where the source has the same value 
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from services.rag.documents.reflow import CJK
+from services.rag.terms import content_terms
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ for _name, _words in _SPELLED.items():
 _CJK_MEASURES = sorted((w for w in _MEASURES if not w[0].isascii()), key=len, reverse=True)
 
 _SIMPLIFIED = str.maketrans(
-    "萬億兩個點時鐘歲頁號週節分秒幾餘倍壹贰叁肆伍陆柒捌玖拾佰仟貳參陸廿",
-    "万亿两个点时钟岁页号周节分秒几余倍一二三四五六七八九十百千二三六廿",
+    "萬億兩個點時鐘歲頁號週節分秒幾餘倍負壹贰叁肆伍陆柒捌玖拾佰仟貳參陸廿ıİ",
+    "万亿两个点时钟岁页号周节分秒几余倍负一二三四五六七八九十百千二三六廿ii",  # a search takes ı for i, a dictionary does not
 )
 _RAISED = {ord(c): f"^{n}" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 # A number in a circle numbers an item; a comma between two numbers that are not full width separates them.
@@ -86,7 +87,7 @@ _WORDS = {
         "eighteen nineteen".split()
     )
 } | {w: 10 * n for n, w in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
-_MONTHS = {
+MONTHS = {
     name: str(n)
     for n, names in enumerate(
         "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sep sept|october oct|"
@@ -97,21 +98,28 @@ _MONTHS = {
 }
 
 _WORD = "|".join(sorted([*_WORDS, "hundred", "thousand", "million", "billion", "trillion"], key=len, reverse=True))
+# Numerals are bounded: nobody writes longer ones, and a machine may not be able to.
 _NUMBER = re.compile(
-    r"(?P<sign>[$€£¥]\s?)?(?P<digits>(?<!\d)\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)*)"
-    rf"(?:\s?(?P<scale>[百千万亿]+(?!米|克|分)|(?:hundred|thousand|million|billion|trillion)\b))?"
-    rf"|百分之(?P<percent>[零〇一二三四五六七八九十百两点\d.]+)"
-    rf"|(?P<chinese>(?<![\d.])[零〇一二三四五六七八九十百千万亿两]+(?:点[零〇一二三四五六七八九]+(?!分))?)"
-    rf"|\b(?P<month>{'|'.join(sorted(_MONTHS, key=len, reverse=True))})\b\.?"
-    rf"|\b(?P<words>(?:{_WORD})(?:(?:[\s-]|\sand\s)(?:{_WORD}))*)\b",
+    r"(?P<minus>零下\s?|(?<![\d胜])负|\bminus\s|[-\u2212\u2013])?"
+    r"(?:(?P<sign>[$€£¥]\s?)?(?P<digits>(?<!\d)\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)*)"
+    r"(?:\s?(?P<scale>[百千万亿]{1,4}(?!米|克|分)|(?:hundred|thousand|million|billion|trillion)\b))?"
+    r"|百分之(?P<percent>\d+(?:\.\d+)?|[零〇一二三四五六七八九十百两]{1,40}(?:点[零〇一二三四五六七八九]{1,40})?)"
+    r"|(?P<chinese>(?<![\d.])[零〇一二三四五六七八九十百千万亿两]{1,40}(?:点[零〇一二三四五六七八九]{1,40}(?!分))?)"
+    rf"|\b(?P<words>(?:{_WORD})(?:(?:[\s-]|\sand\s)(?:{_WORD})){{0,20}})\b)"
+    rf"|\b(?P<month>{'|'.join(sorted(MONTHS, key=len, reverse=True))})\b\.?",
     re.IGNORECASE,
 )
+# A hyphen is a minus where nothing stands before it that makes it a range (5-10, 6月-8月) or a name (COVID-19).
+_BEFORE_MINUS = re.compile(rf"(?:^|[\s(\[{{\"'“‘「『（【|=<>≤≥:：,，、;；/~～{CJK}])$")
+_BEFORE_RANGE = re.compile(rf"[\d零一二三四五六七八九十百千万亿]\s?(?:{'|'.join(_CJK_MEASURES)}|[{CJK}])?\s*$")
 _LATIN_UNIT = re.compile(r"[\s-]?(per cent|[A-Za-zµ]+2?|[%°℃]c?)", re.IGNORECASE)
 _CJK_UNIT = re.compile(rf"\s?[多余几来]?([{CJK}]{{1,4}})")
 _ONE_OF = re.compile(r"\b(?:an?|each|every|per|one)\s+([a-z]+)\b|[每]([\u4e00-\u9fff]{1,2})", re.IGNORECASE)
 # Counters that go with anything: 两个原因 may be a count that the writer made.
 _COUNTERS = frozenset("个种点项类条步方部份些者")
 _IDIOMS = frozenset(["万一", "千万", "一一", "百万", "亿万", "万千", "三三两两", "一二", "百", "千", "万", "亿", "十"])
+_DASHES = "-\u2212\u2013"
+_YEAR = re.compile(r"1\d{3}|20\d\d")
 _DIGIT = re.compile(r"\d")
 
 
@@ -139,7 +147,7 @@ def held(found: Iterable[Quantity]) -> dict[str, set[str]]:
     out: dict[str, set[str]] = {}
     for q in found:
         out.setdefault(q.value, set()).add(q.unit)
-        if q.unit in _MEASURES and "." in q.value:  # 2.50 元 is 2.5 元; version 3.10 is not 3.1
+        if _is_decimal(q):
             out.setdefault(_plain(Decimal(q.value)), set()).add(q.unit)
     return out
 
@@ -149,6 +157,17 @@ def held_ones(text: str) -> set[str]:
     return {word.lower() for pair in _ONE_OF.findall(text) for word in pair if word.lower() in _MEASURES}
 
 
+def measures(unit: str) -> set[str]:
+    """The names of the measures that ``unit`` may spell; none for another word."""
+    return _MEASURES.get(unit, set())
+
+
+def is_year(q: Quantity) -> bool:
+    """Whether it may be a year of the calendar: 2019, 2019年, "in 2019 the"."""
+    known = measures(q.unit)
+    return bool(_YEAR.fullmatch(q.value)) and ("year" in known if known else not content_terms(q.unit))
+
+
 def missing(needed: Iterable[Quantity], given: Mapping[str, set[str]]) -> list[Quantity]:
     """Those of ``needed`` that are claimed and that ``given`` does not hold."""
     return [q for q in needed if q.claimed and not _is_held(q, given)]
@@ -156,13 +175,18 @@ def missing(needed: Iterable[Quantity], given: Mapping[str, set[str]]) -> list[Q
 
 def _is_held(q: Quantity, given: Mapping[str, set[str]]) -> bool:
     values = {q.value}
-    if "." in q.value and q.unit in _MEASURES:
+    if _is_decimal(q):
         values.add(_plain(Decimal(q.value)))
     return any(_may_be_same(q, unit) for value in values for unit in given.get(value, ()))
 
 
+def _is_decimal(q: Quantity) -> bool:
+    """2.50 元 is 2.5 元; but version 3.10 is not 3.1, and 3.2.1 节 is no number at all."""
+    return q.unit in _MEASURES and q.value.count(".") == 1
+
+
 def _may_be_same(q: Quantity, other: str) -> bool:
-    unit = q.unit
+    unit, digits = q.unit, len(q.value.lstrip("-"))
     if not unit or not other or unit == other:
         return True
     known, other_known = _MEASURES.get(unit), _MEASURES.get(other)
@@ -170,17 +194,29 @@ def _may_be_same(q: Quantity, other: str) -> bool:
         return bool(known & other_known)
     if known or other_known:
         # Any word may stand after 1968: what follows a short number is more likely its unit. An answer may end in a word.
-        return not known and (len(q.value) > 2 or (len(unit) > 2 and other.startswith(unit)))
+        return not known and (digits > 2 or (len(unit) > 2 and other.startswith(unit)))
     # Any noun may follow a number. One of several digits speaks for itself; 2 may be anything's number.
-    if len(q.value) > 1 or unit.isascii() != other.isascii():
+    if digits > 1 or unit.isascii() != other.isascii():
         return True
     return unit.startswith(other) or other.startswith(unit) or not {unit[0], other[0]}.isdisjoint(_COUNTERS)
 
 
 def _quantities(text: str) -> Iterator[tuple[tuple[int, int], Quantity]]:
     for match in _NUMBER.finditer(text):
-        if quantity := _quantity(text, match):
-            yield match.span(), quantity
+        if (quantity := _quantity(text, match)) is None:
+            continue
+        start, end = match.span()
+        if minus := match["minus"]:
+            if minus in _DASHES and not _is_minus(text[max(0, start - 12) : start]):
+                quantity = replace(quantity, text=quantity.text.removeprefix(minus))
+                start += len(minus)
+            else:
+                quantity = replace(quantity, value=f"-{quantity.value}")
+        yield (start, end), quantity
+
+
+def _is_minus(before: str) -> bool:
+    return bool(_BEFORE_MINUS.search(before) and not _BEFORE_RANGE.search(before))
 
 
 def _quantity(text: str, match: re.Match[str]) -> Quantity | None:
@@ -192,13 +228,14 @@ def _quantity(text: str, match: re.Match[str]) -> Quantity | None:
         return Quantity(match[0], value, "%") if value else None
     if chinese := match["chinese"]:
         value = _chinese(chinese)
-        return Quantity(chinese, value, unit, _claims(chinese, unit)) if value else None
+        claimed = _claims(chinese, unit) or bool(match["minus"])
+        return Quantity(match[0], value, unit, claimed) if value else None
     if month := match["month"]:
         # May is a verb, too, and so is march.
         dated = re.search(r"\d[\s,]*(?:of\s)?$", text[: match.start()]) or re.match(r",?\s*\d", text[match.end() :])
-        return Quantity(match[0], _MONTHS[month.lower()], "月") if dated else None
+        return Quantity(match[0], MONTHS[month.lower()], "月") if dated else None
     if (words := match["words"]) and (number := _english(words)) is not None:
-        return Quantity(words, str(number), unit, unit in _MEASURES or number > 12)
+        return Quantity(match[0], str(number), unit, unit in _MEASURES or number > 12)
     return None
 
 

@@ -10,7 +10,7 @@ from services.rag.answer_text import AnswerText, Event, Sentence
 from services.rag.citations import Evidence, Similarity, Support
 from services.rag.citations import Unsupported as NoSupport
 from services.rag.metrics import Metrics
-from services.rag.prompts import UNKNOWN, is_refusal, language_of
+from services.rag.prompts import UNKNOWN, language_of
 from services.rag.protocol import Citation, SamePlace, Unsupported
 
 # What stands after a sentence that nothing bears out.
@@ -19,6 +19,8 @@ _NOTHING_FOUND: dict[Literal["zh", "en"], str] = {
     "zh": "\n（在文档中没有找到支持以上内容的原文：我不知道。）",
     "en": "\n(Nothing in the documents bears this out: I don't know.)",
 }
+# After an answer that was ended before it said anything.
+_ENDED: dict[Literal["zh", "en"], str] = {"zh": "…\n我不知道。", "en": "…\nI don't know."}
 
 
 class Verification:
@@ -38,6 +40,7 @@ class Verification:
                 answer = _Answer(chunk["state"], self._similarity)
                 yield AddableDict(standalone_question=chunk["state"]["standalone"])
             assert answer is not None
+            answer.ended |= bool(chunk.get("ended"))
             # Invoked instead of streamed, the answer step's chunks arrive added up: state and text in one.
             for event in text.feed(chunk.get("text", "")):
                 if out := await answer.take(event):
@@ -63,7 +66,8 @@ class _Answer:
         self._known: dict[tuple[str, int, int, str], int] = {}
         self._length = 0
         self._empty = True
-        self._refused = False
+        self._doubted = False
+        self.ended = False  # by the guard
 
     @property
     def answerable(self) -> bool:
@@ -77,10 +81,7 @@ class _Answer:
             return AddableDict(answer=event)
         if not self._checked:
             return None
-        first, self._refused = not self._known and not self._refused, self._refused or is_refusal(event.text)
-        if first and self._refused and len(self._state.get("parts", ())) < 2:
-            self._checked = False  # what comes after "I don't know" is no answer
-            return None
+        # "I don't know" claims nothing; what comes after it is judged as any other sentence is.
         # Words are cut and vectors are made: not in the thread that carries the streams.
         found = await asyncio.to_thread(self._evidence.support, event)
         if found is None:
@@ -88,13 +89,15 @@ class _Answer:
         return self._unsupported(event, found) if isinstance(found, NoSupport) else self._cited(event, found)
 
     def note(self) -> str:
-        """What is added at the end of an answer that has no source at all."""
+        """What is added at the end of an answer that claims something and has no source at all."""
         language = language_of(self._state["standalone"])
         if self._empty:
             return UNKNOWN[language]
-        if self._known or self._refused or "reply" in self._state:
+        if self._known:
             return ""
-        return _NOTHING_FOUND[language]
+        if self._doubted:
+            return _NOTHING_FOUND[language]
+        return _ENDED[language] if self.ended else ""
 
     def _cited(self, event: Sentence, found: list[Support]) -> AddableDict:
         new: list[dict[str, Any]] = []
@@ -122,6 +125,7 @@ class _Answer:
         return self._marked(event, marker, **({"citations": new} if new else {}))
 
     def _unsupported(self, event: Sentence, why: NoSupport) -> AddableDict:
+        self._doubted = True
         text = event.text.strip()
         start = self._length - len(event.text) + len(event.text) - len(event.text.lstrip())
         entry = Unsupported(

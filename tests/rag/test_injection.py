@@ -277,7 +277,7 @@ def test_the_guard_does_not_depend_on_the_split(text: str, places: list[int]) ->
     assert "<img src" not in whole
 
 
-@pytest.mark.parametrize("pad", [" " * 700, "a" * 700, "/" * 700])
+@pytest.mark.parametrize("pad", [" " * 700, "\n" * 700, "/" * 700])
 def test_what_is_longer_than_what_is_held_back_leads_nowhere(pad: str) -> None:
     for text in (f"![x]({pad}//evil.example/)", f"![x](//evil.example/{pad})", f"<img {pad} src=//evil.example/>"):
         out, _ = guarded(list(text))

@@ -91,7 +91,7 @@ def test_answers_are_not_refusals(text: str) -> None:
 def test_whether_it_is_a_refusal_is_told_at_once(piece: str) -> None:
     begun = time.process_time()
     assert not is_refusal(piece * 20_000)
-    assert not language_of("“" * 4_000 + piece) == "fr"
+    assert language_of("“" * 8_000 + piece) in RULES
     assert time.process_time() - begun < 1
 
 
@@ -286,3 +286,55 @@ def test_two_editions_that_differ_in_a_figure_disagree() -> None:
 )
 def test_what_is_no_disagreement(question: str, one: tuple[str, str], other: tuple[str, str]) -> None:
     assert conflict(question, [passage(*one), passage(*other)]) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "one", "other"),
+    [
+        ("开始日期？", "开始日期为2024年5月1日。", "开始日期为2024年05月01日。"),
+        ("limit", "The limit is 50%.", "The limit is 50 %."),
+        ("limit", "The limit is ５０ items.", "The limit is 50 items."),
+        ("limit", "The limit is 5.0 items.", "The limit is 5 items."),
+        ("时间？", "时间为10:00。", "时间为10：00。"),
+        ("宽限期多久？", "宽限期为三十天。", "宽限期为30天。"),
+        (
+            "What is the limit of a lease?",
+            "The limit of a lease in days is 7 days.",
+            "The limit of a lease in days is 1 week.",
+        ),
+        ("What is the hard limit?", "3.1 The hard limit is 2 hours.", "4.2 The hard limit is 2 hours."),
+        ("硬限制是多少？", "1. 硬限制是2小时。", "3. 硬限制是2小时。"),
+        ("What is the warranty?", "The warranty is 24 months (section 3).", "The warranty is 24 months (section 5)."),
+        ("保修期多久？", "保修期为24个月，见第3页。", "保修期为24个月，见第12页。"),
+        ("What is the revenue?", "Revenue in 2022 was 5 million.", "Revenue in 2023 was 6 million."),
+        (
+            "How long is the window?",
+            "The long window of Q1 lasts for about 5 days.",
+            "The long window of Q2 lasts for about 7 days.",
+        ),
+    ],
+)
+def test_the_same_in_other_characters_and_another_year_are_no_disagreement(question: str, one: str, other: str) -> None:
+    assert conflict(question, [passage(one, "a.pdf"), passage(other, "b.pdf")]) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "one", "other"),
+    [
+        ("宽限期多久？", "宽限期为30天。", "宽限期为60天。"),
+        ("宽限期多久？", "1. 宽限期为三十天。", "3. 宽限期为60天。"),
+        ("When was it founded?", "The firm was founded in 1998.", "The firm was founded in 1999."),
+        ("When does the contract end?", "The contract ends on May 1, 2024.", "The contract ends on June 2, 2025."),
+        ("合同何时到期？", "合同于2024年5月1日到期。", "合同于2025年6月2日到期。"),
+        ("What is the temperature?", "The temperature is -5 °C.", "The temperature is 5 °C."),
+    ],
+)
+def test_other_figures_of_the_same_thing_disagree(question: str, one: str, other: str) -> None:
+    assert conflict(question, [passage(one, "a.pdf"), passage(other, "b.pdf")])
+
+
+def test_a_figure_is_told_in_whatever_characters() -> None:
+    found = conflict("宽限期多久？", [passage("宽限期为30天。", "a.pdf"), passage("宽限期为60天。", "b.pdf")])
+    assert found
+    assert untold("三十天。", found)
+    assert not untold("a.pdf说三十天，b.pdf说六十天。", found)

@@ -15,14 +15,16 @@ TEXT = "The soft limit of a lease is 90 seconds. 没有提供发票的，不予�
 NOTE = "\n(Nothing in the documents bears this out: I don't know.)"
 
 
-def verified(text: str, question: str = "What is the limit?", **state: Any) -> dict[str, Any]:
+def verified(text: str, question: str = "What is the limit?", *, ended: bool = False, **state: Any) -> dict[str, Any]:
     async def chunks() -> AsyncIterator[dict[str, Any]]:
         yield {"state": {"passages": [Passage("d", "a.pdf", 1, 0, TEXT, 0.9)], "standalone": question, **state}}
         for character in text:
             yield {"text": character}
+        if ended:
+            yield {"ended": True}
 
     async def run() -> dict[str, Any]:
-        total = AddableDict()
+        total: Any = AddableDict()
         async for chunk in Verification(Metrics()).verify(chunks()):
             total = total + chunk
         return dict(total)
@@ -66,6 +68,11 @@ def test_a_rule_that_begins_as_a_refusal_does_is_a_claim() -> None:
 def test_an_answer_that_claims_nothing_has_no_note(text: str) -> None:
     output = verified(text)
     assert (output["answer"], output["answerable"]) == (text, False)
+
+
+def test_an_answer_that_was_ended_before_it_said_anything_says_so() -> None:
+    assert verified("You answer ", ended=True)["answer"] == "You answer …\nI don't know."
+    assert verified("The soft limit is 90 seconds. My rules", ended=True)["answer"].endswith("[1] My rules[?]")
 
 
 def test_an_answer_of_claims_without_a_source_has_one() -> None:
