@@ -36,9 +36,9 @@ class Versions(Trash, Texts):
         """Take the file at ``incoming`` (in ``incoming_dir``) as a document and queue its job, durably.
 
         The same content again gives the document that is there, under the name it now has, with its latest job; it is read
-        again when it failed, was cancelled, or has failed pages that another ``reader`` (how files are read now) may do better. One that lies in the
-        trash comes back. ``replace`` names the document that this one takes the place of once it is indexed; one of the same
-        name is replaced in any case.
+        again when it failed, was cancelled, or has failed pages that another ``reader`` (how files are read now) may do better.
+        One that lies in the trash comes back. ``replace`` names the document that this one takes the place of once it is
+        indexed; one of the same name is replaced in any case.
         """
         size = incoming.stat().st_size
         target = self.collection(collection)
