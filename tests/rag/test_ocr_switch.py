@@ -111,7 +111,7 @@ def test_auto_without_the_extra_starts_and_says_what_to_install(model: Service, 
     assert (drawn["state"], scanned["state"]) == ("failed", "failed")
     assert "pip install 'docduet[ocr]'" in drawn["error"]
     assert "page 1" in scanned["error"]
-    assert "OCR is off" in scanned["error"]
+    assert "OCR is not installed: install it with: pip install 'docduet[ocr]'" in scanned["error"]
 
 
 def test_another_word_is_refused_with_those_that_are_taken(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("rapidocr", "onnxruntime", "cv2"))
 
 
+def absent() -> str:
+    """Why a page is not read by OCR, where it is not to be."""
+    return "OCR is off" if available() else f"OCR is not installed: {INSTALL}"
+
+
 def unreadable(result: OcrResult) -> str:
     """The reason of a page whose picture gave no text worth searching."""
     if not any(c.isalnum() for c in result.text):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
+from services.rag.documents.ocr import absent
 from services.rag.documents.pages import Options, Page, PageFailure, PageText, ReadError
 from services.rag.documents.quality import mojibake
 from services.rag.documents.readers import _running
@@ -164,7 +165,7 @@ class _Reader:
                 if sum(c.isalnum() for c in page.text) > 1.2 * letters:
                     return _with_text(page, text)
             elif not self._options.ocr:
-                notes.append(f"pictures cover {drawn.picture:.0%} of the page; text in them is not read (OCR is off)")
+                notes.append(f"pictures cover {drawn.picture:.0%} of the page; text in them is not read ({absent()})")
         return PageText(number, self._total, text, notes=tuple(notes))
 
     def _text(self, seen: _Seen, drawn: Drawn) -> str:
@@ -184,13 +185,13 @@ class _Reader:
         if blank:
             return PageFailure(number, self._total, reason)
         if not self._options.ocr:
-            return PageFailure(number, self._total, f"{reason}; OCR is off")
+            return PageFailure(number, self._total, f"{reason}; {absent()}")
         try:
             if self._ocr is None:
                 from services.rag.documents import ocr
 
                 if not ocr.available():
-                    return PageFailure(number, self._total, f"{reason}; OCR is not installed")
+                    return PageFailure(number, self._total, f"{reason}; {absent()}")
                 self._ocr = ocr.Ocr()
             result = self._ocr.read(_render(self._document, number))
         except MemoryError:
