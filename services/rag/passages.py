@@ -83,9 +83,9 @@ def joined(hits: Sequence[Passage], k: int, around: Around, *, tokens: int = PAS
 
 
 def stable_order(found: Iterable[Passage]) -> list[Passage]:
-    """Passages by document and place, overlapping ones joined: the same set always makes the same prompt."""
+    """Passages by document, oldest first, and place, overlapping ones joined: the same set always makes the same prompt."""
     out: list[Passage] = []
-    for passage in sorted(found, key=lambda p: (p.document_id, p.page, p.start)):
+    for passage in sorted(found, key=lambda p: (p.sequence, p.document_id, p.page, p.start)):
         last = out[-1] if out else None
         if (
             last is None

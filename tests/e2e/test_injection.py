@@ -27,10 +27,11 @@ def ingested(tmp_path_factory: pytest.TempPathFactory, real_pair: Any) -> str:
     folder = tmp_path_factory.mktemp("injected")
     with httpx.Client(base_url=real_pair.rag.url, timeout=300, trust_env=False) as client:
         assert client.post("/collections", json={"name": "injected"}).status_code == 201
-        files = [case.save(folder) for case in CASES]
-        for name, text in HONEST.items():
-            files.append(folder / name)
-            Path(files[-1]).write_text(text, encoding="utf-8")
+        # The honest documents are there first, and so the model reads them first: its answer must not depend on chance.
+        files = [folder / name for name in HONEST]
+        for file in files:
+            file.write_text(HONEST[file.name], encoding="utf-8")
+        files += [Path(case.save(folder)) for case in CASES]
         jobs = [upload(client, file, collection="injected")["job_id"] for file in files]
         assert {wait(client, job)["state"] for job in jobs} == {"indexed"}
     return "injected"

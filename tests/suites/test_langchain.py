@@ -44,7 +44,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
             "api_key": "none",
             "temperature": 0,
             "frequency_penalty": 0.5,
-            "max_tokens": 120,
+            "max_tokens": 300,
             "timeout": 240,  # seconds; a test machine may be busy
             "max_retries": 0,  # an error is not to hide behind a second try
             "stream_usage": True,  # ChatOpenAI asks for it by itself only where the server is OpenAI's
