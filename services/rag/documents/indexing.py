@@ -25,8 +25,9 @@ log = logging.getLogger("docduet.rag.indexing")
 BATCH_CHUNKS = 64
 # Texts of waiting documents held in memory; the others wait in the catalog.
 HELD_CHUNKS = 20_000
-# A waiting document moves ahead of newer ones by this many chunks a second: small ones first, but nobody waits for ever.
-AGING_CHUNKS = 20
+# A waiting document moves ahead of newer ones by this many chunks a second: small ones first, but nobody waits for ever. A
+# tenth of what is embedded in a second: with as many as that the order would be that of arrival.
+AGING_CHUNKS = 2
 # A deleted vector stays in Chroma's graph as dead weight: past both of these the graph is made anew, from its own vectors.
 COMPACT_DELETED, COMPACT_SHARE = 1000, 0.3
 RETRY_SECONDS = 5.0
