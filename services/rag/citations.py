@@ -8,7 +8,6 @@ slice of its page. A sentence that claims something and that nothing bears out i
 import itertools
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from services.rag.denials import (
     words,
 )
 from services.rag.documents.chunking import sentences
-from services.rag.documents.reflow import CJK
+from services.rag.documents.reflow import CJK, folded_letters
 from services.rag.orders import is_evidence
 from services.rag.passages import Passage
 from services.rag.prompts import is_refusal, neutral
@@ -238,7 +237,7 @@ class Evidence:
         text = self._text(places)
         units = words(" ".join(q.unit for q in claim.numbers))
         said = claim.weights.keys() - units
-        if said and _letters(claim.text)[0] in _letters(text)[0]:
+        if said and folded_letters(claim.text)[0] in folded_letters(text)[0]:
             return False
         mine = frozenset().union(*(p.terms for p in places)) & said
         passage = self._by_passage[places[0].passage]
@@ -326,7 +325,7 @@ class Evidence:
         out: list[Support] = []
         for match in _QUOTATION.finditer(text):
             wanted = next(filter(None, match.groups()))
-            if len(_letters(wanted)[0]) < 8:
+            if len(folded_letters(wanted)[0]) < 8:
                 return []
             found = next(filter(None, (self._verbatim(wanted, p) for p in self._passages)), None)
             if found is None:
@@ -336,8 +335,8 @@ class Evidence:
         return out if out and not missing(rest, self._name_numbers) else []
 
     def _verbatim(self, wanted: str, passage: Passage) -> Support | None:
-        letters, places = _letters(passage.text)
-        needle = _letters(wanted)[0]
+        letters, places = folded_letters(passage.text)
+        needle = folded_letters(wanted)[0]
         at = letters.find(needle)
         if at < 0:
             return None
@@ -481,18 +480,6 @@ def _contradicts(claim: _Claim, places: Sequence[_Place]) -> bool:
 def _is_wide(text: str) -> bool:
     """Whether it is CJK text, names in Latin letters notwithstanding."""
     return len(_WIDE.findall(text)) > len(_LATIN.findall(text))
-
-
-def _letters(text: str) -> tuple[str, list[int]]:
-    """Letters and digits, folded; and the place of each."""
-    out: list[str] = []
-    places: list[int] = []
-    for at, character in enumerate(text):
-        for c in unicodedata.normalize("NFKC", character).casefold():
-            if c.isalnum():
-                out.append(c)
-                places.append(at)
-    return "".join(out), places
 
 
 def _written(found: Sequence[Quantity]) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from services.rag.documents.chunking import sentences
 from services.rag.documents.pages import Options, PageText, ReadError
 from services.rag.documents.readers import pdf
 from services.rag.documents.reading import Limits, ReadingProcess
-from services.rag.documents.rendering import CONTEXT, View, _find, _letters, _png, lines_of, locate
+from services.rag.documents.reflow import folded_letters
+from services.rag.documents.rendering import CONTEXT, View, _find, _png, lines_of, locate
 from tests.rag.conftest import Pair, upload, wait
 from tests.support.pdfs import make_columns, make_pdf
 from tests.support.servers import ROOT
@@ -51,8 +52,8 @@ def under(path: Path, page: PageText, start: int, end: int) -> tuple[str, str, s
         drawn = document[page.number - 1]
         boxes, highlight = _find(drawn, view)
         textpage = drawn.get_textpage()
-        seen = "".join(_letters(textpage.get_text_bounded(*box))[0] for box in boxes)
-    return _letters(text[start:end])[0], seen, highlight
+        seen = "".join(folded_letters(textpage.get_text_bounded(*box))[0] for box in boxes)
+    return folded_letters(text[start:end])[0], seen, highlight
 
 
 def alike(one: str, other: str) -> float:

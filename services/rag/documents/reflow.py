@@ -99,3 +99,15 @@ def _join(left: str, right: str, hyphenated: set[str]) -> str:
 def _width(line: str) -> int:
     """Columns: a wide character takes two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
+
+
+def folded_letters(text: str) -> tuple[str, list[int]]:
+    """Letters and digits, folded; and the place of each: how the same text is found in two forms of it."""
+    out: list[str] = []
+    places: list[int] = []
+    for at, character in enumerate(text):
+        for c in unicodedata.normalize("NFKC", character).casefold():
+            if c.isalnum():
+                out.append(c)
+                places.append(at)
+    return "".join(out), places

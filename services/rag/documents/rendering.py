@@ -6,7 +6,6 @@ quote is found by its letters and digits, piece by piece, each piece as long as 
 
 import base64
 import struct
-import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.rag.documents.pages import Options, ReadError
+from services.rag.documents.reflow import folded_letters
 
 if TYPE_CHECKING:  # the service knows the names in this file, and no parser
     import pypdfium2 as pdfium
@@ -112,8 +112,8 @@ def _find(page: "pdfium.PdfPage", view: View) -> tuple[list["Box"], Highlight]:
     textpage = page.get_textpage()
     try:
         count = min(textpage.count_chars(), _words.MAX_CHARACTERS)
-        letters, places = _letters(_words._characters(textpage, _words._pointer(textpage.raw), count))
-        wanted = [_letters(part)[0] for part in (view.before, view.quote, view.after)]
+        letters, places = folded_letters(_words._characters(textpage, _words._pointer(textpage.raw), count))
+        wanted = [folded_letters(part)[0] for part in (view.before, view.quote, view.after)]
         found = locate("".join(wanted), letters)[len(wanted[0]) : len(wanted[0]) + len(wanted[1])]
         marked = [places[at] for at in found if at is not None]
         boxes = [textpage.get_charbox(at, loose=True) for at in dict.fromkeys(marked)]
@@ -175,18 +175,6 @@ def lines_of(boxes: list["Box"]) -> list["Box"]:
                 continue
         out.append((x0, y0, x1, y1))
     return out
-
-
-def _letters(text: str) -> tuple[str, list[int]]:
-    """Letters and digits, folded; and the place of each."""
-    out: list[str] = []
-    places: list[int] = []
-    for at, character in enumerate(text):
-        for c in unicodedata.normalize("NFKC", character).casefold():
-            if c.isalnum():
-                out.append(c)
-                places.append(at)
-    return "".join(out), places
 
 
 def _png(pixels: Pixels) -> bytes:
