@@ -54,14 +54,19 @@ class ModelClient:
         """``RAG_MODEL_NAME``, or the first model that the server lists."""
         if self._name:
             return self._name
-        with_ttl = time.monotonic() - self._probed_at < PROBE_TTL
-        if self._chat_for is None or not with_ttl:
+        if self._chat_for is None:
             return await self.probe()
-        return self._chat_for[0]
+        if time.monotonic() - self._probed_at < PROBE_TTL:
+            return self._chat_for[0]
+        try:
+            return await self.probe()
+        except ModelTimeout:  # it is busy: no reason to fail a question that it may yet answer
+            self._probed_at = time.monotonic()
+            return self._chat_for[0]
 
     async def probe(self) -> str:
         """The name of the model that answers; raises the error that a question would meet now."""
-        with self._translated():
+        with _Translated(self.url, f"within {PROBE_SECONDS:g} s to /models"):
             response = await self._http.get(f"{self.url}/models", timeout=PROBE_SECONDS)
         if response.status_code in (401, 403):
             raise ModelUnavailable(f"the model service at {self.url} refuses our key: set RAG_MODEL_API_KEY")
@@ -103,7 +108,7 @@ class ModelClient:
     async def ready(self) -> None:
         """Raise :class:`ModelUnavailable` with the reason while questions cannot be answered."""
         await self.probe()
-        with self._translated():
+        with _Translated(self.url, f"within {PROBE_SECONDS:g} s to /ready"):
             response = await self._http.get(f"{self._root}/ready", timeout=PROBE_SECONDS)
         if response.status_code == 503:
             raise ModelUnavailable(f"the model service at {self.url} is not ready: {_reason(response)}")
@@ -185,14 +190,14 @@ class ModelClient:
         return self._chat_for[1]
 
     def _translated(self) -> "_Translated":
-        return _Translated(self.url, self._timeout)
+        return _Translated(self.url, f"in time (RAG_MODEL_TIMEOUT is {self._timeout:g} s)")
 
 
 class _Translated:
     """Context manager: errors of httpx and openai become ours."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._url, self._timeout = url, timeout
+    def __init__(self, url: str, limit: str) -> None:
+        self._url, self._limit = url, limit
 
     def __enter__(self) -> None:
         return None
@@ -203,8 +208,7 @@ class _Translated:
                 if isinstance(error, httpx.ConnectTimeout) or isinstance(error.__cause__, httpx.ConnectTimeout):
                     raise self._unreachable() from error
                 raise ModelTimeout(
-                    f"the model service at {self._url} did not answer in time "
-                    f"(RAG_MODEL_TIMEOUT is {self._timeout:g} s): try again, or look at its load"
+                    f"the model service at {self._url} did not answer {self._limit}: try again, or look at its load"
                 ) from error
             case openai.APIConnectionError() | httpx.TransportError():
                 raise self._unreachable() from error
