@@ -60,7 +60,7 @@ class Chain:
         self._settings = settings
         self._metrics = metrics
         self._conversation = Conversation(model, metrics, sessions)
-        self._verification = Verification(metrics)
+        self._verification = Verification(metrics, lambda text, spans: retriever().nearness(text, spans))
         self._budget = Budget(model, settings.passage_tokens)
 
     def build(self) -> Runnable[Any, Any]:

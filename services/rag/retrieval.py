@@ -23,7 +23,7 @@ from services.rag.calibration import Calibrations, Sample
 from services.rag.errors import InvalidRequest, NotFound, RagError
 from services.rag.fusion import Calibration, hedged
 from services.rag.passages import Passage, joined
-from services.rag.relevance import Array, Asked, Background, Row, features
+from services.rag.relevance import Array, Asked, Background, Row, features, is_cjk
 from services.rag.store.catalog import Catalog
 from services.rag.store.index import Embedder, Index, Indexes, unusable
 from services.rag.store.records import ATTACHED, Chunk, Collection, Document, Metadata
@@ -40,6 +40,8 @@ RERANKED = 20
 FILTER_FIELDS = ("document_id", "filename")
 # A filter's list may be as long as a collection has documents, not as long as a request can be.
 MAX_FILTER_VALUES = 100_000
+# A filter that leaves no more chunks than this has them all compared.
+FEW_CHUNKS = 500
 # A document that takes another's place while a search runs makes the search look again; this often is never needed.
 _LOOKS = 10
 # Characters on each side of a chunk among which its passage grows.
@@ -88,6 +90,8 @@ class Retriever:
         self._reranking_failed = False
         self._backgrounds = Backgrounds(catalog)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="search")
+        # The sentences of an answer are compared with the same passages, one after the other.
+        self._spans: tuple[tuple[str, ...], npt.NDArray[np.float32]] = ((), np.empty((0, 0), np.float32))
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -139,6 +143,21 @@ class Retriever:
                 is_right = np.array([right(c.place) for c in found], np.bool_)
                 out.append(Sample(values, tuple(numbers[c.place] for c in found), is_right, left_out))
         return out[0], out[1]
+
+    def nearness(self, text: str, spans: Sequence[str]) -> list[float]:
+        """How near in meaning each of ``spans`` is to ``text``, which is in another script: standard deviations above what is
+        usual of two such texts, as the calibration of the embedder tells; empty where it does not."""
+        with self._indexes.use() as index:
+            embedder, calibration = index.embedder, _calibration(self._calibrations, index)
+        usual = calibration.prior(is_cjk(text)).get(not is_cjk(text))
+        if embedder is None or usual is None or not spans:
+            return []
+        mean, deviation = usual
+        key = (embedder.fingerprint, *spans)
+        if (known := self._spans)[0] != key:
+            known = self._spans = (key, embedder.embed_documents(spans))
+        near = known[1] @ _embedded(embedder, text)
+        return [float(n) for n in (near - mean) / deviation]
 
     def _look(
         self, query: str, k: int, collection: Collection, filter: Mapping[str, Any] | None, mode: Mode
@@ -271,7 +290,11 @@ class Retriever:
                 lexical = self._pool.submit(index.lexical.search, collection_id, query, wide, within)
             if mode != "lexical" and embedder is not None:
                 vector = _embedded(embedder, query)
-                dense = index.vectors.search(collection_id, vector, wide, within)
+                few = None if within is None else index.lexical.few(collection_id, within, FEW_CHUNKS)
+                if few is None:
+                    dense = index.vectors.search(collection_id, vector, wide, within)
+                else:
+                    dense = index.vectors.compare(collection_id, vector, few)[:wide]
             return _Hits(dense or [], lexical.result() if lexical else [], vector)
         except RagError:
             raise

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from langchain_core.runnables.utils import AddableDict
 
 from services.rag.answer_text import AnswerText, Event, Sentence
-from services.rag.citations import Evidence, Similarity, Support
+from services.rag.citations import Evidence, Nearness, Support
 from services.rag.citations import Unsupported as NoSupport
 from services.rag.metrics import Metrics
 from services.rag.prompts import UNKNOWN, language_of
@@ -24,11 +24,10 @@ _ENDED: dict[Literal["zh", "en"], str] = {"zh": "…\n我不知道。", "en": "�
 
 
 class Verification:
-    def __init__(self, metrics: Metrics, similarity: Similarity | None = None) -> None:
-        """``similarity`` tells how alike in meaning a sentence and each of some spans are; it finds the sources of answers in
-        another language than their documents."""
+    def __init__(self, metrics: Metrics, nearness: Nearness | None = None) -> None:
+        """``nearness`` finds the sources of answers in another language than their documents."""
         self._metrics = metrics
-        self._similarity = similarity
+        self._nearness = nearness
 
     async def verify(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
         """Passes the answer on. A citation comes in the chunk that its marker comes in, so the chunks add up to the whole
@@ -37,7 +36,7 @@ class Verification:
         text = AnswerText()
         async for chunk in chunks:
             if "state" in chunk:
-                answer = _Answer(chunk["state"], self._similarity)
+                answer = _Answer(chunk["state"], self._nearness)
                 yield AddableDict(standalone_question=chunk["state"]["standalone"])
             assert answer is not None
             answer.ended |= bool(chunk.get("ended"))
@@ -58,9 +57,9 @@ class Verification:
 class _Answer:
     """One answer as it grows: its citations in order of appearance, and what nothing bears out."""
 
-    def __init__(self, state: dict[str, Any], similarity: Similarity | None) -> None:
+    def __init__(self, state: dict[str, Any], nearness: Nearness | None) -> None:
         self._state = state
-        self._evidence = Evidence(state["passages"], state["standalone"], similarity)
+        self._evidence = Evidence(state["passages"], state["standalone"], nearness)
         # A reply of our own has no source and needs none.
         self._checked = "reply" not in state
         self._known: dict[tuple[str, int, int, str], int] = {}

@@ -4,7 +4,7 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.rag import retrieval
 from services.rag.documents import indexing
 from services.rag.documents.jobs import JobRunner
 from services.rag.documents.reading import Limits
@@ -109,44 +110,70 @@ def test_a_search_sees_one_version_and_never_none(client: httpx.Client, pair: Pa
     assert client.get("/index/verify").json()["ok"]
 
 
-def test_a_swap_between_the_hits_and_their_texts_makes_the_search_look_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    catalog = Catalog(tmp_path)
-    indexes = Indexes(catalog, Indexes.open_chroma(tmp_path, None), HashEmbedder(), None)
+@contextmanager
+def engine(folder: Path) -> Iterator[tuple[Retriever, Callable[[str, str], str]]]:
+    """What the service is made of, in this process; the last adds a text under a name and gives the document's id."""
+    catalog = Catalog(folder)
+    indexes = Indexes(catalog, Indexes.open_chroma(folder, None), HashEmbedder(), None)
     runner = JobRunner(catalog, indexes, Limits(), ocr=False, readers=1)
     library = Library(catalog, Limits(), max_upload_mb=10, reader=runner.reader, jobs=lambda: runner)
     retriever = Retriever(catalog, indexes)
-    take_hits = retriever._hits
-    looks = 0
 
-    def add(version: int) -> None:
-        library.add(io.BytesIO(f"The lighthouse, version {version}.".encode()), "a.txt", collection="default")
+    def add(name: str, text: str) -> str:
+        [accepted] = library.add(io.BytesIO(text.encode()), name, collection="default")
         deadline = time.monotonic() + 60
         while catalog.open_jobs():
             assert time.monotonic() < deadline
             time.sleep(0.01)  # between two looks
-
-    def hits(*args: Any) -> Any:
-        nonlocal looks
-        looks += 1
-        found = take_hits(*args)
-        if looks == 1:
-            add(2)
-        return found
+        assert accepted.document is not None
+        return accepted.document.id
 
     runner.start()
     try:
-        add(1)
-        monkeypatch.setattr(retriever, "_hits", hits)
-        found = retriever.search("lighthouse", 10, collection="default")
-        assert [p.text for p in found] == ["The lighthouse, version 2."]
+        yield retriever, add
     finally:
         runner.stop()
         retriever.close()
         library.close()
         indexes.close()
         catalog.close()
+
+
+def test_a_swap_between_the_hits_and_their_texts_makes_the_search_look_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine(tmp_path) as (retriever, add):
+        take_hits = retriever._hits
+        looks = 0
+
+        def hits(*args: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            found = take_hits(*args)
+            if looks == 1:
+                add("a.txt", "The lighthouse, version 2.")
+            return found
+
+        add("a.txt", "The lighthouse, version 1.")
+        monkeypatch.setattr(retriever, "_hits", hits)
+        found = retriever.search("lighthouse", 10, collection="default")
+        assert [p.text for p in found] == ["The lighthouse, version 2."]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "dense"])
+def test_a_filter_finds_the_same_whether_its_chunks_are_compared_or_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: retrieval.Mode
+) -> None:
+    with engine(tmp_path) as (retriever, add):
+        ids = [add(f"{word}.txt", essay(word, 30)) for word in ("lighthouse", "harbour", "ferry", "keeper")]
+        for within in ([ids[1]], ids[1:3]):
+            compared, searched = [], []
+            for few, found in ((retrieval.FEW_CHUNKS, compared), (0, searched)):
+                monkeypatch.setattr(retrieval, "FEW_CHUNKS", few)
+                filter = {"document_id": within}
+                found += retriever.search("lighthouse keeper", 10, collection="default", filter=filter, mode=mode)
+            assert {p.document_id for p in compared} == set(within)
+            assert compared == searched
 
 
 def test_the_index_is_made_again_while_it_answers(client: httpx.Client, pair: Pair) -> None:

@@ -311,10 +311,44 @@ def test_another_language_needs_a_name_and_a_number_or_a_judge_of_meaning() -> N
     sentence = Sentence("Replicas are placed on different racks.")
     assert isinstance(Evidence([REPLICA]).support(sentence), Unsupported)
 
-    def similarity(text: str, spans: Sequence[str]) -> list[float]:
-        return [0.95 if "机架" in span else 0.7 for span in spans]
+    def nearness(text: str, spans: Sequence[str]) -> list[float]:
+        return [3.0 if "机架" in span else 1.0 for span in spans]
 
-    found = Evidence([REPLICA], similarity=similarity).support(sentence)
+    found = Evidence([REPLICA], nearness=nearness).support(sentence)
+    assert isinstance(found, list)
+    assert found[0].quote == "副本分布在不同的机架上。"
+
+
+def test_meaning_is_no_source_where_it_does_not_single_one_out() -> None:
+    sentence = Sentence("Replicas are placed on different racks.")
+
+    def alike(text: str, spans: Sequence[str]) -> list[float]:
+        return [3.0 for _ in spans]
+
+    assert isinstance(Evidence([REPLICA], nearness=alike).support(sentence), Unsupported)
+    assert isinstance(Evidence([REPLICA], nearness=lambda text, spans: []).support(sentence), Unsupported)
+
+
+def test_meaning_does_not_outweigh_a_number() -> None:
+    lease = passage("副本分布在 3 个机架上。租约由客户端续期。")
+
+    def nearness(text: str, spans: Sequence[str]) -> list[float]:
+        return [5.0 if "机架" in span else 0.0 for span in spans]
+
+    found = Evidence([lease], nearness=nearness).support(Sentence("Replicas are placed on 3 racks."))
+    assert isinstance(found, list)
+    assert found[0].quote == "副本分布在 3 个机架上。"
+    wrong = Evidence([lease], nearness=nearness).support(Sentence("Replicas are placed on 4 racks."))
+    assert isinstance(wrong, Unsupported)
+
+
+def test_two_editions_that_say_the_same_are_no_rivals_in_meaning() -> None:
+    old, new = passage("副本分布在不同的机架上。"), passage("副本分布在 不同的机架上。", start=90)
+
+    def nearness(text: str, spans: Sequence[str]) -> list[float]:
+        return [5.0, 4.9]
+
+    found = Evidence([old, new], nearness=nearness).support(Sentence("Replicas are on several racks."))
     assert isinstance(found, list)
     assert found[0].quote == "副本分布在不同的机架上。"
 

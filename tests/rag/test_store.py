@@ -595,3 +595,9 @@ def test_a_filter_is_right_however_few_of_the_nearest_it_lets_through(
     assert len(store.search("default", unit(1, 0), 100, ["b"])) == 10
     assert len(store.search("default", unit(1, 0), 100)) == 60
     assert store.vectors("default", []) == {}
+    few = [id_ for id_ in ids if id_.startswith("b")]
+    compared, searched = store.compare("default", unit(1, 0), few), store.search("default", unit(1, 0), 100, ["b"])
+    assert [i for i, _ in compared] == [i for i, _ in searched]
+    assert np.allclose([s for _, s in compared], [s for _, s in searched], atol=1e-6)
+    assert store.compare("default", unit(1, 0), [*few, "c:1"]) == compared
+    assert store.compare("default", unit(1, 0), []) == []

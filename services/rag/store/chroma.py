@@ -182,6 +182,14 @@ class VectorStore:
             return found[:k]
         return self._nearest(collection, vector, k, where={"document_id": {"$in": sorted(allowed)}})
 
+    def compare(self, collection: str, vector: Vectors, ids: Sequence[str]) -> list[tuple[str, float]]:
+        """Those of ``ids`` that are here with their cosine similarity, best first.
+
+        Chroma's own filter takes 140 ms to find one document's among 100,000; their vectors are read in a few.
+        """
+        found = self.vectors(collection, ids)
+        return sorted(((id_, float(v @ vector)) for id_, v in found.items()), key=lambda hit: (-hit[1], hit[0]))
+
     def _nearest(self, collection: str, vector: Vectors, k: int, **only: Any) -> list[tuple[str, float]]:
         # No count() beforehand: it reads every row, 30 ms of them at 100,000, and fewer than k are no error.
         found = self._collection(collection).query(

@@ -262,6 +262,15 @@ class LexicalIndex:
         found = {id_: score for id_, score in found.items() if score > 0}
         return sorted(found.items(), key=lambda item: (-item[1], item[0]))[:k]
 
+    def few(self, collection: str, document_ids: Sequence[str], most: int) -> list[str] | None:
+        """The ids of all that is here of these documents; None where that is more than ``most``."""
+        rows = self._db.execute(
+            "SELECT chunk_id FROM rows WHERE document_id IN (SELECT value FROM json_each(?))"
+            " AND collection = (SELECT number FROM collections WHERE collection = ?) LIMIT ?",
+            (json.dumps(list(document_ids)), collection, most + 1),
+        ).fetchall()
+        return [row[0] for row in rows] if len(rows) <= most else None
+
     def texts(self, collection: str, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Of those of ``ids`` that are here, text and context as :func:`services.rag.terms.indexed` gives them."""
         rows = self._db.execute(
