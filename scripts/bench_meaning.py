@@ -7,22 +7,18 @@ sentences in both are taken, so it is known which sentence is whose.
 
 import argparse
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 
+from bench_collection import embedded, stored
 from rich.console import Console
 from rich.table import Table
 
 from services.rag.answer_text import Sentence
 from services.rag.citations import Evidence, Nearness
-from services.rag.config import Settings
 from services.rag.documents.chunking import sentences
-from services.rag.embeddings import load_embedder
 from services.rag.passages import Passage
 from services.rag.retrieval import Retriever
-from services.rag.store.catalog import Catalog
-from services.rag.store.index import Indexes
 
 PASSAGES = 4
 Article = list[str]  # its paragraphs
@@ -38,10 +34,7 @@ def main() -> None:
     table = Table(title=f"{len(one)} articles")
     for column in ("answers", "passages", "a source by", "sentences", "cited right", "cited wrong", "left out: cited"):
         table.add_column(column)
-    with tempfile.TemporaryDirectory() as folder:
-        embedder = load_embedder("embedded", Settings(_env_file=None).cache_dir / "embeddings")
-        catalog = Catalog(Path(folder))
-        indexes = Indexes(catalog, Indexes.open_chroma(Path(folder), None), embedder, None)
+    with stored([], embedded()) as (catalog, indexes):
         retriever = Retriever(catalog, indexes)
         judges: dict[str, Nearness | None] = {"name and number": None, "and by meaning": retriever.nearness}
         for said, read, label in ((one, other, names), (other, one, names[::-1])):
@@ -52,8 +45,6 @@ def main() -> None:
                 shares = (f"{found[what] / found['asked']:.1%}" for what in ("right", "wrong", "left out"))
                 table.add_row(*label, judge, str(found["asked"]), *shares)
         retriever.close()
-        indexes.close()
-        catalog.close()
     Console().print(table)
 
 

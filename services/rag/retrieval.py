@@ -22,7 +22,7 @@ from services.rag.background import Backgrounds
 from services.rag.calibration import Calibrations, Sample
 from services.rag.errors import InvalidRequest, NotFound, RagError
 from services.rag.fusion import Calibration, hedged
-from services.rag.passages import Passage, joined
+from services.rag.passages import PASSAGE_TOKENS, Passage, joined
 from services.rag.relevance import Array, Asked, Background, Row, features, is_cjk
 from services.rag.store.catalog import Catalog
 from services.rag.store.index import Embedder, Index, Indexes, unusable
@@ -82,8 +82,12 @@ class Retriever:
         indexes: Indexes,
         calibrations: Calibrations | None = None,
         reranker: Reranker | None = None,
+        *,
+        passage_tokens: int = PASSAGE_TOKENS,
     ) -> None:
+        """``passage_tokens`` is what the passage around a chunk grows to, estimated; 0 for the chunks alone."""
         self._catalog = catalog
+        self._passage_tokens = passage_tokens
         self._indexes = indexes
         self._calibrations = calibrations or Calibrations()
         self._reranker = reranker
@@ -187,7 +191,9 @@ class Retriever:
             order = self._reranked(self._reranker, query, candidates, order)
         ranked = [candidates[i] for i in order]
         found = [_passage(candidates[i], float(probabilities[i])) for i in order]
-        return joined(found, k, lambda numbers: [self._around(ranked[n].chunk) for n in numbers])
+        return joined(
+            found, k, lambda numbers: [self._around(ranked[n].chunk) for n in numbers], tokens=self._passage_tokens
+        )
 
     def _reranked(
         self, reranker: Reranker, query: str, candidates: Sequence[_Candidate], order: list[int]
