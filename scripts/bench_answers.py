@@ -36,7 +36,7 @@ from services.supervisor import Pair, PairError, free_port
 from services.wheels import console_progress
 
 RIVALS = ("tutorial", "ensemble", "ensemble, jieba")
-ASKED = ("tutorial", "ensemble, jieba")  # whose answers are compared: BM25 over spaces finds nothing in Chinese
+ASKABLE = ("tutorial", "ensemble, jieba")  # whose answers are compared: BM25 over spaces finds nothing in Chinese
 MAX_TOKENS = 512
 MEASURES = ("recall@1", "recall@4", "recall@10", "mrr@10", "ndcg@10")
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", type=Path, help="SQuAD-style files")
     parser.add_argument("--questions", type=int, default=200, help="searched for, of each set (200)")
     parser.add_argument("--answers", type=int, default=20, help="of these asked, of every system (20)")
+    parser.add_argument("--ask", nargs="*", choices=ASKABLE, default=list(ASKABLE), help="the rivals to ask (both)")
     parser.add_argument("--model", default="embedded", help="MODEL_ID (embedded)")
     parser.add_argument(
         "--output", type=Path, default=Path("evaluations/bench-answers"), help="measurements are kept here"
@@ -132,7 +133,7 @@ class _Bench:
             return {q.id: q.text for q in work.get(kind, ()) if not self._journal.done((*key, q.id))}
 
         search = missing(RIVALS[-1], "search") | missing(RIVALS[0], "search")
-        ask = {system: missing(system, "answer") for system in ASKED}
+        ask = {system: missing(system, "answer") for system in self._arguments.ask}
         if not search and not any(ask.values()):
             return
         with tempfile.TemporaryDirectory(prefix="docduet-bench-") as folder:
@@ -162,7 +163,9 @@ class _Bench:
         systems |= {rival: self._rival_columns(question_set, rival, wanted) for rival in RIVALS}
         model = self._arguments.model
         answers = {"docduet": {q.id: answer_key(question_set.name, model, q, False) for q in wanted.asked}}
-        answers |= {r: {q.id: (*_key(question_set, r, "answer"), q.id) for q in wanted.asked} for r in ASKED}
+        answers |= {
+            r: {q.id: (*_key(question_set, r, "answer"), q.id) for q in wanted.asked} for r in self._arguments.ask
+        }
         scores = {system: self._scores(wanted.asked, keys) for system, keys in answers.items()}
         common = [q.id for q in wanted.asked if all(q.id in s for s in scores.values())]
         return {
@@ -190,7 +193,7 @@ class _Bench:
             },
             "answer ratios": {
                 f"{measure}, docduet to {rival}": vars(q)
-                for rival in ASKED
+                for rival in self._arguments.ask
                 for measure in ("f1", "contains")
                 if (q := _quotient(scores, rival, measure, common))
             },
