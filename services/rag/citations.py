@@ -31,6 +31,7 @@ from services.rag.denials import (
 )
 from services.rag.documents.chunking import sentences
 from services.rag.documents.reflow import CJK, folded_letters
+from services.rag.opposites import opposed
 from services.rag.orders import is_evidence
 from services.rag.passages import Passage
 from services.rag.prompts import is_refusal, neutral
@@ -123,6 +124,9 @@ class Evidence:
         """The spans that bear ``sentence`` out, or why none does; None where it claims nothing."""
         if len(sentence.text) > LONGEST_SENTENCE:
             return Unsupported("no_source")
+        # "I don't know …, but …": what comes after it is claimed.
+        if is_refusal(sentence.text) and (turn := _TURN.search(sentence.text)):
+            sentence = replace(sentence, text=sentence.text[turn.end() :])
         if sentence.kind == "prose" and (replied := reply(self._question, sentence.text)):
             return self._replied(replied, sentence.hints)
         if not claims(sentence, self._names):
@@ -465,6 +469,9 @@ _HOLLOW = re.compile(
     r"|thus|also|however|following)\b",
     re.IGNORECASE,
 )
+_TURN = re.compile(
+    r"[，,；;:：—-]\s*(?:但是?|不过|不過|然而|可是|只是|but|however|although|though|only)[\s，,]*", re.IGNORECASE
+)
 _PAGE_WORDS = frozenset("第 页 page pages p pdf docx xlsx pptx html md txt csv".split())
 _QUOTATION = re.compile(r"“([^“”]{4,})”|「([^「」]{4,})」|\"([^\"]{4,})\"")
 _CLAUSE = re.compile(r"[，,；;：:、]\s*|\s+(?=\|)|\n+")
@@ -478,6 +485,8 @@ def _contradicts(claim: _Claim, places: Sequence[_Place]) -> bool:
     if claim.replied and places[0].text.endswith(("?", "？")):
         # A question states nothing; the sentence after it may answer.
         return len(places) == 1 or says_not(places[1].text) != claim.says_not
+    if not claim.negated and opposed(claim.text, " ".join(p.text for p in places)):
+        return True
     denying = any(denies(p.denied, claim.text, said, claim.replied) for p in places)
     if claim.says_not:
         there = denying if claim.replied else any(p.negated for p in places)

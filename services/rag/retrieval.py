@@ -297,10 +297,10 @@ class Retriever:
             if mode != "lexical" and embedder is not None:
                 vector = _embedded(embedder, query)
                 few = None if within is None else index.lexical.few(collection_id, within, FEW_CHUNKS)
-                if few is None:
-                    dense = index.vectors.search(collection_id, vector, wide, within)
-                else:
+                if few:
                     dense = index.vectors.compare(collection_id, vector, few)[:wide]
+                else:  # too many, or their words are not there yet
+                    dense = index.vectors.search(collection_id, vector, wide, within)
             return _Hits(dense or [], lexical.result() if lexical else [], vector)
         except RagError:
             raise

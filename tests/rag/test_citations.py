@@ -353,6 +353,66 @@ def test_two_editions_that_say_the_same_are_no_rivals_in_meaning() -> None:
     assert found[0].quote == "副本分布在不同的机架上。"
 
 
+SALES = passage(
+    "2024 年的销售额比上一年上升了 12%，成本下降了 3%。每个小组至少 4 人。夜间禁止在仓库内充电。", name="年报.pdf"
+)
+REPORT = passage(
+    "Sales in the northern region rose by 12% in 2024. A team has at least 4 members. Charging in the store is prohibited at night.",
+    name="report.pdf",
+)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "page", "cited"),
+    [
+        ("销售额上升了 12%。", SALES, True),
+        ("销售额下降了 12%。", SALES, False),
+        ("成本上升了 3%。", SALES, False),
+        ("成本下降了 3%，销售额上升了 12%。", SALES, True),
+        ("每个小组至少 4 人。", SALES, True),
+        ("每个小组最多 4 人。", SALES, False),
+        ("每个小组不少于 4 人。", SALES, True),
+        ("每个小组不超过 4 人。", SALES, False),
+        ("夜间允许在仓库内充电。", SALES, False),
+        ("Sales in the northern region rose by 12% in 2024.", REPORT, True),
+        ("Sales in the northern region increased by 12% in 2024.", REPORT, True),
+        ("Sales in the northern region fell by 12% in 2024.", REPORT, False),
+        ("A team has at most 4 members.", REPORT, False),
+        ("A team has a minimum of 4 members.", REPORT, True),
+        ("Charging in the store is allowed at night.", REPORT, False),
+    ],
+)
+def test_the_opposite_of_what_the_page_says_has_no_source(sentence: str, page: Passage, cited: bool) -> None:
+    assert bool(quotes(sentence, [page])) == cited
+
+
+@pytest.mark.parametrize(
+    ("sentence", "passages", "quoted"),
+    [
+        ("我不知道软限制，但是租约的硬限制是 2 小时。", [LEASE], ["硬限制是 2 小时。"]),
+        (
+            "I don't know the soft one, but the hard limit of a lease is 2 hours.",
+            [ENGLISH],
+            ["The hard limit of a lease is 2 hours."],
+        ),
+        ("我不知道软限制，但是租约的硬限制是 5 小时。", [LEASE], Unsupported),
+        ("I don't know, but the hard limit of a lease is 5 hours.", [ENGLISH], Unsupported),
+        ("我不知道，但是……", [LEASE], None),
+        ("I don't know whether the lease is 5 hours.", [ENGLISH], None),
+    ],
+)
+def test_what_follows_a_refusal_in_its_sentence_is_judged(sentence: str, passages: list[Passage], quoted: Any) -> None:
+    found = support(sentence, passages)
+    if isinstance(quoted, list):
+        assert len(found) == 1
+        assert quoted[0] in found[0].quote
+    elif quoted is Unsupported:
+        assert isinstance(found, Unsupported)
+        assert found.reason == "number"
+    else:
+        assert found is None
+
+
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=40))
 def test_support_never_fails_and_quotes_exactly(sentence: str, text: str, question: str) -> None:
     found = support(sentence, [passage(text, start=7)], question)
