@@ -13,7 +13,7 @@ each. ``reply`` stands for a whole answer that needs neither search nor model, a
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from itertools import zip_longest
 from typing import Any
@@ -25,6 +25,7 @@ from services.rag.budget import Budget
 from services.rag.config import Settings
 from services.rag.conflicts import conflict, untold
 from services.rag.conversation import Conversation
+from services.rag.doubt import doubt, names_with_i
 from services.rag.guard import Guard
 from services.rag.metrics import Metrics
 from services.rag.model_client import ModelClient
@@ -41,6 +42,8 @@ log = logging.getLogger("docduet.rag")
 
 # Between the answers to two questions of one message.
 NEXT_PART = "\n\n"
+# Words with a capital I that are looked at.
+_NAMES = 32
 _STOP = {"zh": "{}。", "en": "{}."}
 
 
@@ -145,13 +148,26 @@ class Chain:
                     yield AddableDict(text=disagreement(one, other, language))
 
     async def _written(self, state: dict[str, Any], question: str, guard: Guard) -> AsyncGenerator[str, None]:
-        """What the model writes, but for what no answer may hold."""
-        options = state["options"]
+        """What the model writes, but for what no answer may hold; that it does not know where it all but said so."""
+        options, language = state["options"], language_of(question)
         messages = answer_messages(question, state["passages"], state["history"])
+        doubted = 0.0
+
+        def opening(first: Mapping[str, float]) -> None:
+            nonlocal doubted
+            doubted = doubt(first, language)
+
         with self._metrics.stage("answer"):
-            stream = self._model.stream(messages, max_tokens=options["max_tokens"], temperature=options["temperature"])
+            stream = self._model.stream(
+                messages, max_tokens=options["max_tokens"], temperature=options["temperature"], opening=opening
+            )
             async with aclosing(stream):
                 async for text in stream:
+                    if doubted >= self._settings.doubt_threshold:
+                        if await self._doubts(question, state["passages"]):
+                            yield _STOP[language].format(UNKNOWN[language])
+                            return
+                        doubted = 0.0
                     if shown := guard.feed(text):
                         yield shown
                     if guard.leaked:
@@ -159,6 +175,13 @@ class Chain:
                         return
         if shown := guard.flush():
             yield shown
+
+    async def _doubts(self, question: str, passages: Iterable[Passage]) -> bool:
+        """Whether what looks like "I …" is that, and not the first token of a name."""
+        if language_of(question) != "en":
+            return True
+        names = names_with_i([question, *(p.text for p in passages)])
+        return all(await asyncio.gather(*(self._model.is_one_token(name) for name in names[:_NAMES])))
 
 
 def _queries(asked: list[str]) -> list[str]:

@@ -4,8 +4,9 @@ Its failures become this service's errors: unreachable, loading or full → 503;
 """
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +25,8 @@ CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 3.0
 # How long the answer to "which model, and how large is its context?" is believed.
 PROBE_TTL = 10.0
+# 20 is the most that OpenAI and vLLM allow.
+_PROBABILITIES = {"logprobs": True, "top_logprobs": 20}
 
 
 class ModelClient:
@@ -45,6 +48,7 @@ class ModelClient:
         self._probed_at = -PROBE_TTL
         self._context: int | None = None
         self._tokenizes = True
+        self._tells_probabilities = True
         self.precedence = Precedence()
 
     async def close(self) -> None:
@@ -146,6 +150,10 @@ class ModelClient:
                 self._tokenizes = False
         return estimate_tokens(text)
 
+    async def is_one_token(self, word: str) -> bool:
+        """Whether ``word`` is a token by itself; False where the server does not tell."""
+        return await self.count_text(word) == 1 and self._tokenizes
+
     async def complete(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> str:
         """The whole reply."""
         with self.precedence.question():
@@ -166,21 +174,53 @@ class ModelClient:
         return reply.text
 
     async def stream(
-        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        opening: Callable[[Mapping[str, float]], None] | None = None,
     ) -> AsyncGenerator[str, None]:
-        """The reply as it is generated. Closing the iterator closes the connection, which ends the generation."""
+        """The reply as it is generated. Closing the iterator closes the connection, which ends the generation.
+
+        ``opening`` is told, before the first piece, the probabilities of the tokens that could have come first; it is not
+        called where the server does not tell them.
+        """
         chat = await self._chat()
         with self.precedence.question(), self._translated():
-            stream = chat.astream(_langchain(messages), max_tokens=max_tokens, temperature=temperature)
-            async with _closing(stream):
-                while True:
-                    # Not httpx's timeout: a server's keep-alive comments during a long prefill reset that one.
-                    async with asyncio.timeout(self._timeout):
-                        chunk = await anext(stream, None)
-                    if chunk is None:
-                        return
-                    if chunk.text:
-                        yield chunk.text
+            asking: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+            if opening is not None and self._tells_probabilities:
+                try:
+                    async for text in self._pieces(chat, messages, asking | _PROBABILITIES, opening):
+                        yield text
+                    return
+                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                    if "logprobs" not in str(error):
+                        raise
+                    self._tells_probabilities = False  # a server without them
+            async for text in self._pieces(chat, messages, asking, opening):
+                yield text
+
+    async def _pieces(
+        self,
+        chat: ChatOpenAI,
+        messages: Sequence[Message],
+        asking: dict[str, Any],
+        opening: Callable[[Mapping[str, float]], None] | None,
+    ) -> AsyncGenerator[str, None]:
+        stream = chat.astream(_langchain(messages), **asking)
+        async with _closing(stream):
+            while True:
+                # Not httpx's timeout: a server's keep-alive comments during a long prefill reset that one.
+                async with asyncio.timeout(self._timeout):
+                    chunk = await anext(stream, None)
+                if chunk is None:
+                    return
+                if opening is not None and (first := _first(chunk.response_metadata.get("logprobs"))):
+                    opening(first)
+                    opening = None
+                if chunk.text:
+                    yield chunk.text
 
     async def _chat(self) -> ChatOpenAI:
         await self.model_name()
@@ -249,6 +289,14 @@ async def _closing(stream: Any) -> AsyncIterator[None]:
     finally:
         if hasattr(stream, "aclose"):
             await stream.aclose()
+
+
+def _first(logprobs: Any) -> dict[str, float]:
+    """The probabilities of what could have been the first token, by its text; empty where they are not told."""
+    try:
+        return {t["token"]: math.exp(t["logprob"]) for t in logprobs["content"][0]["top_logprobs"]}
+    except (TypeError, KeyError, IndexError, OverflowError):
+        return {}
 
 
 def _message(error: openai.APIError) -> str:

@@ -1,0 +1,161 @@
+"""An answer that the model all but refused, against a stand-in that tells how it might have begun."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.rag.doubt import doubt, names_with_i
+from tests.rag.conftest import LEASES, rag_env, upload, wait
+from tests.support.pdfs import make_pdf
+from tests.support.servers import start_service
+
+QUESTION = "What is the hard limit of a lease?"
+ANSWER = "The hard limit of a lease is 2 hours."
+
+
+@pytest.mark.parametrize(
+    ("first", "language", "expected"),
+    [
+        ({"I": 0.3, "The": 0.7}, "en", 0.3),
+        ({"I don": 0.2, "Sorry": 0.1, "In": 0.7}, "en", 0.2),
+        ({"我不知道": 0.2, "不知": 0.1, "不": 0.6, "我": 0.1}, "zh", 0.3),
+        ({"It": 1.0}, "en", 0.0),
+        ({"不可": 1.0}, "zh", 0.0),
+        ({"": 0.5, " ": 0.5}, "zh", 0.0),
+        ({}, "en", 0.0),
+    ],
+)
+def test_doubt_is_the_share_of_the_openings_of_a_refusal(
+    first: dict[str, float], language: Any, expected: float
+) -> None:
+    assert math.isclose(doubt(first, language), expected, abs_tol=1e-9)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.floats(0, 1), max_size=20), st.sampled_from(["zh", "en"]))
+def test_doubt_is_no_more_than_all_there_is(first: dict[str, float], language: Any) -> None:
+    assert 0 <= doubt(first, language) <= sum(first.values()) + 1e-9
+
+
+def test_names_that_begin_with_i_are_found_once() -> None:
+    assert names_with_i(["Iqbal met Indira. I, Iqbal", "in 租约 Iqbal的 McIver"]) == ["Indira", "Iqbal"]
+
+
+@dataclass
+class StandIn:
+    """Answers ``ANSWER``, and tells that it might have begun with these texts."""
+
+    first: dict[str, float] = field(default_factory=dict)
+    names: bool = False  # words with a capital I are several tokens
+    refuses: bool = False  # a server that knows no logprobs
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._send(200, {"data": [{"id": "m", "max_model_len": 8192}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/tokenize"):
+                    text = str(body.get("prompt", body.get("messages")))
+                    one = len(text) < 12 and text.isalpha() and not stand_in.names
+                    return self._send(200, {"count": 1 if one else len(text) // 4 + 2, "max_model_len": 8192})
+                stand_in.asked.append(body)
+                if body.get("logprobs") and stand_in.refuses:
+                    return self._send(400, {"error": {"message": "logprobs is not supported", "type": "x"}})
+                choice: dict[str, Any] = {"index": 0, "delta": {"content": ANSWER}, "finish_reason": "stop"}
+                if body.get("logprobs"):
+                    top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in stand_in.first.items()]
+                    token = {"token": "The", "logprob": -0.1, "bytes": None, "top_logprobs": top}
+                    choice["logprobs"] = {"content": [token]}
+                chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
+                return self._send(200, f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
+
+            def _send(self, status: int, body: object) -> None:
+                data = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/event-stream" if isinstance(body, str) else "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture(scope="module")
+def client(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder: Path = tmp_path_factory.mktemp("doubt")
+    with (
+        stand_in.serving() as url,
+        start_service("services.rag", rag_env(url, folder / "data")) as rag,
+        httpx.Client(base_url=rag.url, timeout=30, trust_env=False) as client,
+    ):
+        page = f"{LEASES} Iqbal wrote it."
+        assert wait(client, upload(client, make_pdf(folder / "manual.pdf", [page]))["job_id"])["state"] == "indexed"
+        yield client
+
+
+def ask(client: httpx.Client) -> dict[str, Any]:
+    response = client.post("/rag/invoke", json={"input": {"question": QUESTION}})
+    assert response.status_code == 200, response.text
+    output: dict[str, Any] = response.json()["output"]
+    return output
+
+
+@pytest.mark.parametrize(
+    ("first", "names", "answered"),
+    [
+        ({"The": 0.99, "I": 0.01}, False, True),
+        ({"The": 0.9, "I": 0.1}, False, False),
+        ({"The": 0.9, "I": 0.1}, True, True),  # it may have begun with Iqbal
+        ({"The": 0.9}, False, True),
+        ({}, False, True),
+    ],
+)
+def test_an_answer_that_was_all_but_refused_is_refused(
+    client: httpx.Client, stand_in: StandIn, first: dict[str, float], names: bool, answered: bool
+) -> None:
+    stand_in.first, stand_in.names = first, names
+    output = ask(client)
+    assert output["answerable"] is answered
+    assert output["answer"] == (f"{ANSWER}[1]" if answered else "I don't know.")
+
+
+def test_a_server_that_tells_no_probabilities_is_asked_without_them(client: httpx.Client, stand_in: StandIn) -> None:
+    stand_in.first, stand_in.refuses = {"I": 0.9}, True
+    stand_in.asked.clear()
+    try:
+        assert [ask(client)["answer"] for _ in range(2)] == [f"{ANSWER}[1]"] * 2
+        assert [bool(body.get("logprobs")) for body in stand_in.asked] == [True, False, False]
+    finally:
+        stand_in.refuses = False
