@@ -36,6 +36,7 @@ from services.rag.orders import is_evidence
 from services.rag.passages import Passage
 from services.rag.prompts import is_refusal, neutral
 from services.rag.quantities import Quantity, held, held_ones, missing, quantities, without
+from services.rag.terms import indexed, is_cjk
 
 # Shares of a sentence's weight that a quote must hold: of all its words, and of those that the question did not bring in,
 # since an answer repeats the question's words whether it is right or not.
@@ -95,6 +96,11 @@ class _Place:
     wide: bool  # CJK text
     row: bool  # of a table
     text: str
+
+    @cached_property
+    def folded(self) -> str:
+        """In which a word of CJK text can be found however its neighbours are cut."""
+        return indexed(self.text)
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,7 @@ class Evidence:
     def _best(self, claim: _Claim) -> Support | None:
         best: tuple[tuple[float, int], list[_Place], float] | None = None
         for places in self._candidates():
-            terms = places[0].terms if len(places) == 1 else places[0].terms | places[1].terms
+            terms = _held(claim, places)
             score = self._score(claim, terms)
             if score is None or _contradicts(claim, places) or self._missing(claim, places):
                 continue
@@ -382,7 +388,7 @@ class Evidence:
     def _unsupported(self, claim: _Claim) -> Unsupported:
         nearest: list[Quantity] | None = None
         for places in self._candidates():
-            if self._score(claim, frozenset().union(*(p.terms for p in places))) is None:
+            if self._score(claim, _held(claim, places)) is None:
                 continue
             # Where none is missing, they are there, but said of something else.
             lacks = self._missing(claim, places) or ([] if _contradicts(claim, places) else list(claim.numbers))
@@ -477,6 +483,13 @@ _QUOTATION = re.compile(r"“([^“”]{4,})”|「([^「」]{4,})」|\"([^\"]{4
 _CLAUSE = re.compile(r"[，,；;：:、]\s*|\s+(?=\|)|\n+")
 _WIDE = re.compile(f"[{CJK}]")
 _LATIN = re.compile(r"[A-Za-z]+")
+
+
+def _held(claim: _Claim, places: Sequence[_Place]) -> frozenset[str]:
+    """The words of ``places``, and those of the claim that are cut otherwise there: in 国民党 | 人龙 | 云 stands 龙云."""
+    terms = frozenset().union(*(p.terms for p in places))
+    uncut = [t for t in claim.weights.keys() - terms if len(t) > 1 and is_cjk(t)]
+    return terms.union(t for t in uncut if any(t in p.folded for p in places))
 
 
 def _contradicts(claim: _Claim, places: Sequence[_Place]) -> bool:

@@ -353,6 +353,16 @@ def test_two_editions_that_say_the_same_are_no_rivals_in_meaning() -> None:
     assert found[0].quote == "副本分布在不同的机架上。"
 
 
+@pytest.mark.parametrize("answer", ["龍雲", "龙云", "龙云。", "控制云南的是龙云。"])
+def test_a_name_is_found_however_its_neighbours_are_cut(answer: str) -> None:
+    page = passage(
+        "1927年至1945年，滇軍首領、國民黨人龍雲控制雲南18年之久，被稱為雲南王。1937年抗日戰爭爆發以後，昆明成為抗日大後方。"
+    )
+    [quote] = quotes(answer, [page], "1927年至1945年控制雲南18年之久的雲南王的人為誰?")
+    assert quote.startswith("1927年至1945年，滇軍首領、國民黨人龍雲")
+    assert not quotes("张学良", [page], "1927年至1945年控制雲南18年之久的雲南王的人為誰?")
+
+
 SALES = passage(
     "2024 年的销售额比上一年上升了 12%，成本下降了 3%。每个小组至少 4 人。夜间禁止在仓库内充电。", name="年报.pdf"
 )
