@@ -181,7 +181,7 @@ class Chain:
         if language_of(question) != "en":
             return True
         names = names_with_i([question, *(p.text for p in passages)])
-        return all(await asyncio.gather(*(self._model.is_one_token(name) for name in names[:_NAMES])))
+        return not any(await asyncio.gather(*(self._model.parts_first(name) for name in names[:_NAMES])))
 
 
 def _queries(asked: list[str]) -> list[str]:

@@ -150,9 +150,12 @@ class ModelClient:
                 self._tokenizes = False
         return estimate_tokens(text)
 
-    async def is_one_token(self, word: str) -> bool:
-        """Whether ``word`` is a token by itself; False where the server does not tell."""
-        return await self.count_text(word) == 1 and self._tokenizes
+    async def parts_first(self, word: str) -> bool:
+        """Whether the first character of ``word`` may be a token by itself; True where the server does not tell."""
+        if len(word) < 2:
+            return True
+        whole, first, rest = await asyncio.gather(*map(self.count_text, (word, word[0], word[1:])))
+        return not self._tokenizes or whole == first + rest
 
     async def complete(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> str:
         """The whole reply."""

@@ -56,7 +56,7 @@ class StandIn:
     """Answers ``ANSWER``, and tells that it might have begun with these texts."""
 
     first: dict[str, float] = field(default_factory=dict)
-    names: bool = False  # words with a capital I are several tokens
+    names: bool = False  # each character is a token
     refuses: bool = False  # a server that knows no logprobs
     asked: list[dict[str, Any]] = field(default_factory=list)
 
@@ -72,8 +72,8 @@ class StandIn:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path.endswith("/tokenize"):
                     text = str(body.get("prompt", body.get("messages")))
-                    one = len(text) < 12 and text.isalpha() and not stand_in.names
-                    return self._send(200, {"count": 1 if one else len(text) // 4 + 2, "max_model_len": 8192})
+                    count = len(text) if stand_in.names else 1 + len(text) // 8
+                    return self._send(200, {"count": count, "max_model_len": 8192})
                 stand_in.asked.append(body)
                 if body.get("logprobs") and stand_in.refuses:
                     return self._send(400, {"error": {"message": "logprobs is not supported", "type": "x"}})
