@@ -37,6 +37,18 @@ _PROMPT: dict[Language, str] = {
     ),
 }
 
+# A small model repeats a Chinese passage rather than ask about it until it has seen what is meant; in English it needs no example.
+_EXAMPLES: dict[Language, tuple[Message, ...]] = {
+    "zh": (
+        ("human", "访客须在前台登记并佩戴访客证，离开时归还；证件遗失应立即告知保安室。"),
+        (
+            "ai",
+            "访客进出公司的登记和证件规定。\n来公司找人要先办什么手续？\n客人走的时候，胸前的牌子要还吗？\n牌子弄丢了找谁？",
+        ),
+    ),
+    "en": (),
+}
+
 _HAN = re.compile(f"[{CJK}]")
 _LABEL = re.compile(
     r"^(?:[-*•·#>\s]|\(?\d{1,2}[.)、．:：](?!\d)|[（(][一二三四1234][）)])*\s*"
@@ -53,8 +65,9 @@ def worth(text: str) -> bool:
 
 
 def messages(text: str) -> list[Message]:
-    """The prompt for one chunk's note. Its first message is one of two, whatever the chunk: the engine keeps it."""
-    return [("system", _PROMPT[_language(text)]), ("human", neutral(text[:TEXT_CHARACTERS]))]
+    """The prompt for one chunk's note. All but its last message is one of two, whatever the chunk: the engine keeps it."""
+    language = _language(text)
+    return [("system", _PROMPT[language]), *_EXAMPLES[language], ("human", neutral(text[:TEXT_CHARACTERS]))]
 
 
 def parse(reply: str, text: str) -> str | None:
@@ -64,7 +77,7 @@ def parse(reply: str, text: str) -> str | None:
     line, or are in another script than the chunk.
     """
     wide = _language(text) == "zh"
-    prompts = "".join(_PROMPT.values())
+    prompts = "".join([*_PROMPT.values(), *(said for example in _EXAMPLES.values() for _, said in example)])
     prompt, rules, source = _shingles(prompts), _folded(prompts), _folded(text)
     kept: list[str] = []
     seen: set[str] = set()
