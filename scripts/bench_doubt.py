@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import HttpUrl
@@ -51,8 +51,8 @@ async def _measured(path: Path, questions: int, url: str) -> dict[str, list[floa
     try:
         for question, paragraph, kind in _asked(path, questions):
             messages = answer_messages(question, [Passage("doc", "a.txt", 1, 0, paragraph, 0.9)])
-            first: list[dict[str, float]] = []
-            async for _ in client.stream(messages, max_tokens=1, opening=lambda told: first.append(dict(told))):  # noqa: B023
+            first: list[Mapping[str, float]] = []
+            async for _ in client.stream(messages, max_tokens=1, opening=first.append):
                 pass
             if not first:
                 raise SystemExit(f"scripts/bench doubt: {url} tells no probabilities")

@@ -159,7 +159,10 @@ class Chain:
 
         with self._metrics.stage("answer"):
             stream = self._model.stream(
-                messages, max_tokens=options["max_tokens"], temperature=options["temperature"], opening=opening
+                messages,
+                max_tokens=options["max_tokens"],
+                temperature=options["temperature"],
+                opening=opening if self._settings.doubt_threshold < 1 else None,
             )
             async with aclosing(stream):
                 async for text in stream:

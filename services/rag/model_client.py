@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -194,15 +194,17 @@ class ModelClient:
             asking: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
             if opening is not None and self._tells_probabilities:
                 try:
-                    async for text in self._pieces(chat, messages, asking | _PROBABILITIES, opening):
-                        yield text
+                    async with aclosing(self._pieces(chat, messages, asking | _PROBABILITIES, opening)) as pieces:
+                        async for text in pieces:
+                            yield text
                     return
                 except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                     if "logprobs" not in str(error):
                         raise
                     self._tells_probabilities = False  # a server without them
-            async for text in self._pieces(chat, messages, asking, opening):
-                yield text
+            async with aclosing(self._pieces(chat, messages, asking, opening)) as pieces:
+                async for text in pieces:
+                    yield text
 
     async def _pieces(
         self,

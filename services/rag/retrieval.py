@@ -158,9 +158,13 @@ class Retriever:
             return []
         mean, deviation = usual
         key = (embedder.fingerprint, *spans)
-        if (known := self._spans)[0] != key:
-            known = self._spans = (key, embedder.embed_documents(spans))
-        near = known[1] @ _embedded(embedder, text)
+        try:
+            if (known := self._spans)[0] != key:
+                known = self._spans = (key, embedder.embed_documents(spans))
+            near = known[1] @ _embedded(embedder, text)
+        except Exception:  # memory, a driver: an answer that is half written goes on without this
+            log.exception("the embedding model failed on an answer: it is cited by names and numbers alone")
+            return []
         return [float(n) for n in (near - mean) / deviation]
 
     def _look(

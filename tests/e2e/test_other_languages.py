@@ -69,3 +69,14 @@ def test_an_answer_in_another_language_is_cited_by_meaning(
 def test_what_the_page_does_not_say_has_no_source_in_any_language(retriever: Retriever, answer: str, page: str) -> None:
     passage = Passage("doc", "rules.pdf", 1, 0, page, 0.9)
     assert isinstance(Evidence([passage], nearness=retriever.nearness).support(Sentence(answer)), Unsupported)
+
+
+def test_an_embedder_that_fails_costs_the_citation_and_not_the_answer(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(texts: object) -> None:
+        raise MemoryError("no room")
+
+    with retriever._indexes.use() as index:
+        monkeypatch.setattr(index.embedder, "embed_documents", fails)
+    assert retriever.nearness("Smoking is forbidden.", ["实验室内禁止吸烟。"]) == []
