@@ -18,6 +18,20 @@ def embedded() -> Embedder:
     return load_embedder("embedded", Settings(_env_file=None).cache_dir / "embeddings")
 
 
+def accepted(catalog: Catalog, number: int, data: bytes) -> tuple[Document, Job]:
+    """Text number so and so, taken into the default collection and not yet read."""
+    incoming = catalog.incoming_dir / str(number)
+    incoming.write_bytes(data)
+    return catalog.accept(
+        incoming,
+        collection="default",
+        filename=f"{number:05}.txt",
+        content_sha256=hashlib.sha256(data).hexdigest(),
+        format="text",
+        reader="bench",
+    )
+
+
 @contextmanager
 def stored(texts: Sequence[str], embedder: Embedder) -> Iterator[tuple[Catalog, Indexes]]:
     """Stored as the service stores documents, in its default collection; gone afterwards."""
@@ -28,16 +42,7 @@ def stored(texts: Sequence[str], embedder: Embedder) -> Iterator[tuple[Catalog, 
         jobs: list[Job] = []
         for number, text in enumerate(dict.fromkeys(texts)):
             data = text.encode("utf-8", "replace")
-            incoming = catalog.incoming_dir / str(number)
-            incoming.write_bytes(data)
-            document, job = catalog.accept(
-                incoming,
-                collection="default",
-                filename=f"{number:05}.txt",
-                content_sha256=hashlib.sha256(data).hexdigest(),
-                format="text",
-                reader="bench",
-            )
+            document, job = accepted(catalog, number, data)
             cut = [(at, span.start, text[span.start : span.end]) for at, span in enumerate(chunk(text))]
             held = [Chunk(chunk_id(document.id, at, t), document.id, at, 1, s, s + len(t), t) for at, s, t in cut]
             catalog.put_text(job, [Page(1, text)], held, [], 1, "bench")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rjieba
+from bench_collection import accepted
 from rich.console import Console
 from rich.table import Table
 
@@ -200,16 +201,7 @@ def _store(catalog: Catalog, indexes: Indexes, corpus: Corpus, chunks: int, cons
         for number in part:
             texts, rows = corpus.document(number)
             data = "\n".join([str(number), *texts]).encode("utf-8", "replace")
-            incoming = catalog.incoming_dir / f"{number}"
-            incoming.write_bytes(data)
-            document, job = catalog.accept(
-                incoming,
-                collection="default",
-                filename=f"{number:05}.txt",
-                content_sha256=hashlib.sha256(data).hexdigest(),
-                format="text",
-                reader="bench",
-            )
+            document, job = accepted(catalog, number, data)
             held = [
                 Chunk(chunk_id(document.id, i, text), document.id, i, i + 1, 0, len(text), text)
                 for i, text in enumerate(texts)

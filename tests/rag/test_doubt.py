@@ -1,12 +1,8 @@
 """An answer that the model all but refused, against a stand-in that tells how it might have begun."""
 
-import json
 import math
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from hypothesis import strategies as st
 
 from services.rag.doubt import doubt, names_with_i
 from tests.rag.conftest import LEASES, rag_env, upload, wait
+from tests.support.http_stand_in import events, models, serving
 from tests.support.pdfs import make_pdf
 from tests.support.servers import start_service
 
@@ -60,51 +57,21 @@ class StandIn:
     refuses: bool = False  # a server that knows no logprobs
     asked: list[dict[str, Any]] = field(default_factory=list)
 
-    @contextmanager
-    def serving(self) -> Iterator[str]:
-        stand_in = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._send(200, {"data": [{"id": "m", "max_model_len": 8192}]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if self.path.endswith("/tokenize"):
-                    text = str(body.get("prompt", body.get("messages")))
-                    count = len(text) if stand_in.names else 1 + len(text) // 8
-                    return self._send(200, {"count": count, "max_model_len": 8192})
-                stand_in.asked.append(body)
-                if body.get("logprobs") and stand_in.refuses:
-                    return self._send(400, {"error": {"message": "logprobs is not supported", "type": "x"}})
-                choice: dict[str, Any] = {"index": 0, "delta": {"content": ANSWER}, "finish_reason": "stop"}
-                if body.get("logprobs"):
-                    top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in stand_in.first.items()]
-                    token = {"token": "The", "logprob": -0.1, "bytes": None, "top_logprobs": top}
-                    choice["logprobs"] = {"content": [token]}
-                chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
-                return self._send(200, f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
-
-            def _send(self, status: int, body: object) -> None:
-                data = (body if isinstance(body, str) else json.dumps(body)).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/event-stream" if isinstance(body, str) else "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+    def answers(self, path: str, body: Any) -> tuple[int, object]:
+        if body is None:
+            return 200, models()
+        if path.endswith("/tokenize"):
+            text = str(body.get("prompt", body.get("messages")))
+            return 200, {"count": len(text) if self.names else 1 + len(text) // 8, "max_model_len": 8192}
+        self.asked.append(body)
+        if body.get("logprobs") and self.refuses:
+            return 400, {"error": {"message": "logprobs is not supported", "type": "x"}}
+        choice: dict[str, Any] = {"index": 0, "delta": {"content": ANSWER}, "finish_reason": "stop"}
+        if body.get("logprobs"):
+            top = [{"token": t, "logprob": math.log(p), "bytes": None} for t, p in self.first.items()]
+            token = {"token": "The", "logprob": -0.1, "bytes": None, "top_logprobs": top}
+            choice["logprobs"] = {"content": [token]}
+        return 200, events(choice)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +83,7 @@ def stand_in() -> StandIn:
 def client(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder: Path = tmp_path_factory.mktemp("doubt")
     with (
-        stand_in.serving() as url,
+        serving(stand_in.answers) as url,
         start_service("services.rag", rag_env(url, folder / "data")) as rag,
         httpx.Client(base_url=rag.url, timeout=30, trust_env=False) as client,
     ):

@@ -1,10 +1,10 @@
 """The client of the model service, against a server that answers some of its routes and hangs at others."""
 
 import asyncio
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -12,51 +12,33 @@ from services.rag import model_client
 from services.rag.config import Settings
 from services.rag.errors import ModelTimeout
 from services.rag.model_client import ModelClient
+from tests.support.http_stand_in import models, serving
 
 
+@dataclass
 class Busy:
     """Lists its models while ``lists`` is set, and counts every text as three tokens."""
 
-    def __init__(self) -> None:
-        self.lists = threading.Event()
-        self.lists.set()
-        busy = self
+    url: str = ""
+    lists: threading.Event = field(default_factory=threading.Event)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                busy.lists.wait(timeout=60)
-                self._send({"data": [{"id": "qwen", "max_model_len": 4096}]})
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self._send({"count": 3, "max_model_len": 4096})
-
-            def _send(self, body: object) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+    def answers(self, _path: str, body: Any) -> tuple[int, object]:
+        if body is None:
+            self.lists.wait(timeout=60)
+            return 200, models()
+        return 200, {"count": 3, "max_model_len": 4096}
 
 
 @pytest.fixture
 def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
     monkeypatch.setattr(model_client, "PROBE_SECONDS", 0.2)
     monkeypatch.setattr(model_client, "PROBE_TTL", 0.0)
-    server = Busy()
-    thread = threading.Thread(target=server.server.serve_forever)
-    thread.start()
-    yield server
-    server.lists.set()
-    server.server.shutdown()
-    thread.join()
-    server.server.server_close()
+    busy = Busy()
+    busy.lists.set()
+    with serving(busy.answers) as url:
+        busy.url = f"{url}/v1"
+        yield busy
+        busy.lists.set()
 
 
 def test_a_model_that_is_too_busy_to_name_itself_is_asked_all_the_same(busy: Busy) -> None:

@@ -3,8 +3,6 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from tests.rag.conftest import rag_env, wait, wait_for_index
 from tests.rag.test_change import put, search
 from tests.rag.test_notes import RULES, sentence
 from tests.rag.test_store import eventually
+from tests.support.http_stand_in import events, models, serving
 from tests.support.servers import Service, start_service
 
 LAMP = "The Fresnel assembly on the northern headland is dismantled and polished every quarter by two keepers."
@@ -40,45 +39,23 @@ class StandIn:
         assert self.go.wait(60)
         return NOTE if messages[-1]["content"] == LAMP else "Who signs when the day is half over?"
 
-    @contextmanager
-    def serving(self) -> Iterator[str]:
-        """The address."""
-        stand_in = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._send(json.dumps({"data": [{"id": "m", "max_model_len": 8192}]}))
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not self.path.endswith("/chat/completions"):
-                    return self.send_error(404)
-                text = stand_in.answer(body["messages"])
-                part = {"message": {"role": "assistant", "content": text}, "delta": {"content": text}}
-                choice = {"index": 0, "finish_reason": "stop", **part}
-                reply = json.dumps({"id": "c", "object": "chat", "created": 0, "model": "m", "choices": [choice]})
-                return self._send(f"data: {reply}\n\ndata: [DONE]\n\n" if body.get("stream") else reply)
-
-            def _send(self, text: str) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream" if text.startswith("data") else "application/json")
-                self.end_headers()
-                with suppress(BrokenPipeError, ConnectionResetError):  # who gave a note up is gone
-                    self.wfile.write(text.encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            self.go.set()
-            server.shutdown()
-            thread.join()
-            server.server_close()
+    def answers(self, path: str, body: Any) -> tuple[int, object]:
+        if body is None:
+            return 200, models()
+        if not path.endswith("/chat/completions"):
+            return 404, {"error": {"message": "no such route", "type": "x"}}
+        text = self.answer(body["messages"])
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        if body.get("stream"):
+            return 200, events({**choice, "delta": {"content": text}})
+        message = {"role": "assistant", "content": text}
+        return 200, {
+            "id": "c",
+            "object": "chat",
+            "created": 0,
+            "model": "m",
+            "choices": [{**choice, "message": message}],
+        }
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +65,9 @@ def stand_in() -> StandIn:
 
 @pytest.fixture(scope="module")
 def env(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with stand_in.serving() as url:
+    with serving(stand_in.answers) as url:
         yield rag_env(url, tmp_path_factory.mktemp("noted") / "data", RAG_REFUSAL_THRESHOLD="0")
+        stand_in.go.set()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ nobody can log in to has nothing else to go by.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -125,6 +126,12 @@ class Service:
             print(f"--- log of {self.url} ---\n{self.log()[-20_000:]}")
 
 
+@functools.cache
+def _logs() -> tempfile.TemporaryDirectory[str]:
+    """Gone when the test run ends: what a failure needs of them was printed."""
+    return tempfile.TemporaryDirectory(prefix="docduet-test-")
+
+
 def spawn_service(module: str, env: Mapping[str, str], *, log_dir: Path | None = None) -> Service:
     """Starts `python -m module` on a free port and returns at once.
 
@@ -135,8 +142,8 @@ def spawn_service(module: str, env: Mapping[str, str], *, log_dir: Path | None =
     port = int(env.get(f"{prefix}_PORT") or free_port())
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     variables |= {"PYTHONUNBUFFERED": "1", f"{prefix}_PORT": str(port), f"{prefix}_HOST": "127.0.0.1", **env}
-    directory = log_dir or Path(tempfile.mkdtemp(prefix="docduet-test-"))
-    log_path = directory / f"{module}-{port}.log"
+    # A folder each: a port may be given out again while the log of the one before is still asked for.
+    log_path = (log_dir or Path(tempfile.mkdtemp(dir=_logs().name))) / f"{module}-{port}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module], cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
