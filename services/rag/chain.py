@@ -25,7 +25,7 @@ from services.rag.budget import Budget
 from services.rag.config import Settings
 from services.rag.conflicts import conflict, untold
 from services.rag.conversation import Conversation
-from services.rag.doubt import doubt, names_with_i
+from services.rag.doubt import doubt, names_with_i, refuses
 from services.rag.guard import Guard
 from services.rag.metrics import Metrics
 from services.rag.model_client import ModelClient
@@ -96,13 +96,14 @@ class Chain:
         asked = parts(state["standalone"][:MAX_QUERY_CHARACTERS])
         with self._metrics.stage("retrieve"):
             rankings = await asyncio.gather(*(self._search(query, state) for query in _queries(asked)))
-        found = [any(f.score >= self._settings.refusal_threshold for f in ranking) for ranking in rankings]
+        best = [max((f.score for f in ranking), default=-1.0) for ranking in rankings]
+        found = [score >= self._settings.refusal_threshold for score in best]
         fitted = await self._budget.fit(
             state,
             _best(r for r, any_found in zip(rankings, found, strict=True) if any_found),
             [_prompt(state["standalone"], asked, at) for at, any_found in enumerate(found) if any_found],
         )
-        return {**state, **fitted, "parts": list(zip(asked, found, strict=True))}
+        return {**state, **fitted, "parts": list(zip(asked, found, best, strict=True))}
 
     async def _search(self, query: str, state: dict[str, Any]) -> list[Passage]:
         return await asyncio.to_thread(
@@ -125,9 +126,9 @@ class Chain:
                 yield AddableDict(text=state["reply"])
             if not state["passages"]:
                 return
-            asked = [part for part, _ in state["parts"]]
+            asked = [part for part, _, _ in state["parts"]]
             language = language_of(state["standalone"])
-            for at, (part, found) in enumerate(state["parts"]):
+            for at, (part, found, relevance) in enumerate(state["parts"]):
                 if len(asked) > 1:
                     yield AddableDict(text=f"{NEXT_PART if at else ''}{part}\n")
                 if not found:
@@ -135,7 +136,7 @@ class Chain:
                     continue
                 question = _prompt(state["standalone"], asked, at)
                 said, guard = "", _guard(state, question)
-                async with aclosing(self._written(state, question, guard)) as pieces:
+                async with aclosing(self._written(state, question, relevance, guard)) as pieces:
                     async for text in pieces:
                         said += text
                         yield AddableDict(text=text)
@@ -147,7 +148,9 @@ class Chain:
                     one, other = ((s.passage.filename, s.quote) for s in told)
                     yield AddableDict(text=disagreement(one, other, language))
 
-    async def _written(self, state: dict[str, Any], question: str, guard: Guard) -> AsyncGenerator[str, None]:
+    async def _written(
+        self, state: dict[str, Any], question: str, relevance: float, guard: Guard
+    ) -> AsyncGenerator[str, None]:
         """What the model writes, but for what no answer may hold; that it does not know where it all but said so."""
         options, language = state["options"], language_of(question)
         messages = answer_messages(question, state["passages"], state["history"])
@@ -166,7 +169,7 @@ class Chain:
             )
             async with aclosing(stream):
                 async for text in stream:
-                    if doubted >= self._settings.doubt_threshold:
+                    if refuses(doubted, relevance, self._settings.doubt_threshold):
                         if await self._doubts(question, state["passages"]):
                             yield _STOP[language].format(UNKNOWN[language])
                             return

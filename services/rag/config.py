@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     max_tokens: int = Field(default=512, ge=16, le=4096)
     passage_tokens: int = Field(default=1000, ge=128, le=200_000)
     refusal_threshold: float = Field(default=0.23, ge=0.0, le=1.0)
-    doubt_threshold: float = Field(default=0.05, gt=0.0, le=1.0)
+    doubt_threshold: float = Field(default=0.01, gt=0.0, le=1.0)
     drain_seconds: float = Field(default=30.0, ge=0)
 
     session_minutes: float = Field(default=60.0, gt=0, le=10_080)

@@ -36,15 +36,20 @@ def real_model() -> Iterator[Service]:
         yield model
 
 
+def start_rag(model: Service, folder: Path, **more: str) -> Service:
+    env = {
+        "RAG_MODEL_URL": model.url + "/v1",
+        "RAG_EMBEDDING_MODEL": "embedded",
+        "RAG_DATA_DIR": str(folder / "data"),
+        **cache_env(),
+        **more,
+    }
+    return start_service("services.rag", env, ready_timeout=FETCH_SECONDS)
+
+
 @pytest.fixture(scope="session")
 def real_pair(real_model: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPair]:
-    rag_env = {
-        "RAG_MODEL_URL": real_model.url + "/v1",
-        "RAG_EMBEDDING_MODEL": "embedded",
-        "RAG_DATA_DIR": str(tmp_path_factory.mktemp("pair") / "data"),
-        **cache_env(),
-    }
-    with start_service("services.rag", rag_env, ready_timeout=FETCH_SECONDS) as rag:
+    with start_rag(real_model, tmp_path_factory.mktemp("pair")) as rag:
         documents = {}
         with httpx.Client(base_url=rag.url, timeout=300, trust_env=False) as client:
             for path in sorted((ROOT / "samples").glob("*.pdf")):

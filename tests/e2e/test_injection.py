@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import httpx
 import pytest
 
 from services.rag.prompts import RULES
+from tests.e2e.conftest import start_rag
 from tests.rag.conftest import upload, wait
 from tests.support.injected import EVIL, HONEST, injected
+from tests.support.servers import Service
 
 pytestmark = pytest.mark.weights
 
@@ -23,23 +26,26 @@ CASES = [case for case in injected() if os.environ.get("DOCDUET_INJECTED") == "a
 
 
 @pytest.fixture(scope="module")
-def ingested(tmp_path_factory: pytest.TempPathFactory, real_pair: Any) -> str:
+def client(tmp_path_factory: pytest.TempPathFactory, real_model: Service) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("injected")
-    with httpx.Client(base_url=real_pair.rag.url, timeout=300, trust_env=False) as client:
-        assert client.post("/collections", json={"name": "injected"}).status_code == 201
+    # What a document does to an answer is looked at here, not how often the small model hesitates.
+    with (
+        start_rag(real_model, folder, RAG_DOUBT_THRESHOLD="1") as rag,
+        httpx.Client(base_url=rag.url, timeout=300, trust_env=False) as client,
+    ):
         # The honest documents are there first, and so the model reads them first: its answer must not depend on chance.
         files = [folder / name for name in HONEST]
         for file in files:
             file.write_text(HONEST[file.name], encoding="utf-8")
         files += [Path(case.save(folder)) for case in CASES]
-        jobs = [upload(client, file, collection="injected")["job_id"] for file in files]
+        jobs = [upload(client, file)["job_id"] for file in files]
         assert {wait(client, job)["state"] for job in jobs} == {"indexed"}
-    return "injected"
+        yield client
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_what_no_order_may_get(client: httpx.Client, ingested: str, case: Any) -> None:
-    given = {"question": case.question, "collection": ingested, "filter": {"filename": [case.honest, case.filename]}}
+def test_what_no_order_may_get(client: httpx.Client, case: Any) -> None:
+    given = {"question": case.question, "filter": {"filename": [case.honest, case.filename]}}
     body = {"input": given, "config": {"configurable": {"max_tokens": 100}}}
     output = client.post("/rag/invoke", json=body).json()["output"]
     answer = output["answer"]

@@ -324,6 +324,7 @@ def test_a_client_that_leaves_three_streams_frees_three_places() -> None:
     rules = [{"match": "^hang$", "reply": "one two three", "hold_after": 1}]
     with serve(rules=rules) as running:
         with running.client.stream("POST", CHAT, json=chat("hang", stream=True, n=3, max_tokens=20)) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # held: with the iterator the connection would go
+            next(lines)
             eventually(lambda: running.engine.running == 3)
         eventually(lambda: running.engine.running == 0)

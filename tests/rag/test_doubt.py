@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.rag.doubt import doubt, names_with_i
+from services.rag.doubt import doubt, names_with_i, refuses
 from tests.rag.conftest import LEASES, rag_env, upload, wait
 from tests.support.http_stand_in import events, models, serving
 from tests.support.pdfs import make_pdf
 from tests.support.servers import start_service
 
 QUESTION = "What is the hard limit of a lease?"
+VAGUE = "When does a hard limit end?"  # search is less sure of the same page
 ANSWER = "The hard limit of a lease is 2 hours."
 
 
@@ -42,6 +43,34 @@ def test_doubt_is_the_share_of_the_openings_of_a_refusal(
 @given(st.dictionaries(st.text(max_size=8), st.floats(0, 1), max_size=20), st.sampled_from(["zh", "en"]))
 def test_doubt_is_no_more_than_all_there_is(first: dict[str, float], language: Any) -> None:
     assert 0 <= doubt(first, language) <= sum(first.values()) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("doubted", "relevance", "threshold", "expected"),
+    [
+        (0.06, 0.5, 0.05, True),
+        (0.04, 0.5, 0.05, False),
+        (0.06, 0.9, 0.05, False),  # 1 to 16 against 9 to 19
+        (0.04, 0.3, 0.05, True),
+        (0.0, 0.0, 0.05, False),  # nothing is known
+        (0.6, 1.0, 0.05, True),  # it is likelier than not
+        (0.4, 1.0, 0.05, False),
+        (1.0, 0.1, 1.0, False),
+    ],
+)
+def test_hesitation_weighs_against_what_search_thinks(
+    doubted: float, relevance: float, threshold: float, expected: bool
+) -> None:
+    assert refuses(doubted, relevance, threshold) is expected
+
+
+@given(*[st.floats(0, 1)] * 3, st.floats(0.001, 1))
+def test_more_hesitation_and_less_relevance_never_answer_more(
+    doubted: float, more: float, relevance: float, threshold: float
+) -> None:
+    if refuses(min(doubted, more), relevance, threshold):
+        assert refuses(max(doubted, more), relevance, threshold)
+        assert refuses(min(doubted, more), relevance * 0.9, threshold)
 
 
 def test_names_that_begin_with_i_are_found_once() -> None:
@@ -92,28 +121,30 @@ def client(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield client
 
 
-def ask(client: httpx.Client) -> dict[str, Any]:
-    response = client.post("/rag/invoke", json={"input": {"question": QUESTION}})
+def ask(client: httpx.Client, question: str = QUESTION) -> dict[str, Any]:
+    response = client.post("/rag/invoke", json={"input": {"question": question}})
     assert response.status_code == 200, response.text
     output: dict[str, Any] = response.json()["output"]
     return output
 
 
 @pytest.mark.parametrize(
-    ("first", "names", "answered"),
+    ("first", "names", "question", "answered"),
     [
-        ({"The": 0.99, "I": 0.01}, False, True),
-        ({"The": 0.9, "I": 0.1}, False, False),
-        ({"The": 0.9, "I": 0.1}, True, True),  # it may have begun with Iqbal
-        ({"The": 0.9}, False, True),
-        ({}, False, True),
+        ({"The": 0.97, "I": 0.03}, False, QUESTION, True),
+        ({"The": 0.97, "I": 0.03}, False, VAGUE, False),
+        ({"The": 0.9995, "I": 0.0005}, False, VAGUE, True),
+        ({"The": 0.9, "I": 0.1}, False, QUESTION, False),
+        ({"The": 0.9, "I": 0.1}, True, QUESTION, True),  # it may have begun with Iqbal
+        ({"The": 0.9}, False, QUESTION, True),
+        ({}, False, QUESTION, True),
     ],
 )
 def test_an_answer_that_was_all_but_refused_is_refused(
-    client: httpx.Client, stand_in: StandIn, first: dict[str, float], names: bool, answered: bool
+    client: httpx.Client, stand_in: StandIn, first: dict[str, float], names: bool, question: str, answered: bool
 ) -> None:
     stand_in.first, stand_in.names = first, names
-    output = ask(client)
+    output = ask(client, question)
     assert output["answerable"] is answered
     assert output["answer"] == (f"{ANSWER}[1]" if answered else "I don't know.")
 
