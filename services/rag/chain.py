@@ -25,6 +25,7 @@ from services.rag.budget import Budget
 from services.rag.config import Settings
 from services.rag.conflicts import conflict, untold
 from services.rag.conversation import Conversation
+from services.rag.documents.reflow import folded_letters
 from services.rag.doubt import doubt, names_with_i, refuses
 from services.rag.guard import Guard
 from services.rag.metrics import Metrics
@@ -144,6 +145,8 @@ class Chain:
                     yield AddableDict(ended=True)
                 if not said.strip():
                     yield AddableDict(text=_STOP[language].format(UNKNOWN[language]))
+                elif _asks_back(said, question):
+                    yield AddableDict(text="\n" + _STOP[language].format(UNKNOWN[language]))
                 elif not is_refusal(said) and (told := conflict(part, state["passages"])) and untold(said, told):
                     one, other = ((s.passage.filename, s.quote) for s in told)
                     yield AddableDict(text=disagreement(one, other, language))
@@ -198,6 +201,11 @@ def _queries(asked: list[str]) -> list[str]:
 def _prompt(message: str, asked: list[str], at: int) -> str:
     """What the model is asked for a part: by itself, or, where it leans on those before it, as a part of ``message``."""
     return within(message, asked[at], language_of(message)) if leaning(asked, at) else asked[at]
+
+
+def _asks_back(said: str, question: str) -> bool:
+    """Whether all of an answer is the question, which small models repeat where they see none."""
+    return said.rstrip().endswith(("?", "？")) and folded_letters(said)[0] == folded_letters(question)[0]
 
 
 def _guard(state: dict[str, Any], question: str) -> Guard:

@@ -368,6 +368,13 @@ def test_a_wrong_key_for_the_model_is_named(manual: Path, tmp_path: Path) -> Non
             assert client.post("/rag/invoke", json={"input": {"question": HARD}}).status_code == 200
 
 
+def test_an_answer_that_only_repeats_the_question_is_none(client: httpx.Client, indexed: str) -> None:
+    question = "How long is the soft limit of a lease?"  # the scripted model has no rule for it, and says it again
+    output = invoke(client, question)
+    assert output["answer"] == f"{question}\nI don't know."
+    assert output["answerable"] is False
+
+
 def test_metrics_count_requests_answers_and_documents(client: httpx.Client, indexed: str) -> None:
     invoke(client, HARD)
     text = client.get("/metrics").text
