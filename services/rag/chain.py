@@ -145,7 +145,7 @@ class Chain:
                     yield AddableDict(ended=True)
                 if not said.strip():
                     yield AddableDict(text=_STOP[language].format(UNKNOWN[language]))
-                elif _asks_back(said, question):
+                elif _asks_back(said, part):
                     yield AddableDict(text="\n" + _STOP[language].format(UNKNOWN[language]))
                 elif not is_refusal(said) and (told := conflict(part, state["passages"])) and untold(said, told):
                     one, other = ((s.passage.filename, s.quote) for s in told)
